@@ -1,0 +1,1 @@
+"""Live introspection of virtual machines: events, kernel introspection, hypervisor adapters."""

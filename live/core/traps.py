@@ -1,0 +1,216 @@
+"""What comes in: traps, what one asks for, and the capabilities of a source of them.  Pure: no I/O here.
+
+Theory of operation
+-------------------
+A *trap* is one moment at which a vCPU did something that may matter: it is about to execute a
+system-call instruction, to load another page-table root, or the instruction at a code address.
+Every trap is taken **before** the instruction executes, so the guest's memory and registers are
+those that the instruction will see.
+
+A source filters next to the vCPU.  What passes is either *recorded* (the guest runs on, the trap is
+seen later) or *held* (the vCPU waits until `TrapSource.resume`, never longer than the hold limit, so
+that memory can be read as it is at that moment).  Only that vCPU waits, where the source can do it.
+
+A request is a plain value and replaces the one before it.  It knows nothing of an operating
+system: numbers, addresses and words only.
+
+asids are compared and reported masked: bits 0-11 hold the PCID, bit 12 tells a user page table from
+a kernel one under page-table isolation, bit 63 is the no-flush flag of the write.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NewType, Protocol
+
+from live.core.memory import Asid, GuestPhysical, GuestVirtual
+
+VcpuIndex = NewType("VcpuIndex", int)
+"""Number of a vCPU as the hypervisor counts them, from 0."""
+
+ASID_MASK = ~(0x1FFF | 1 << 63) & (1 << 64) - 1
+"""The bits of CR3 that tell one process from another (SDM vol. 3, 4.10.4.1; Linux PTI uses bit 12)."""
+
+
+def asid_of(cr3: int) -> Asid:
+    """The asid in a raw CR3 value: PCID, PTI and no-flush bits cleared."""
+    return Asid(cr3 & ASID_MASK)
+
+
+class Action(enum.IntEnum):
+    """What a source does with something that passed its filters."""
+
+    OFF = 0
+    RECORD = 1
+    """Note it and let the guest run on; a full ring drops it and counts the drop."""
+    HOLD = 2
+    """The vCPU waits for `TrapSource.resume`; never dropped."""
+
+
+class Entry(enum.IntEnum):
+    """How a system call was made; the number means a different call under each ABI."""
+
+    SYSCALL = 0
+    """64-bit ``syscall`` (or, from 32-bit code on AMD, the compatibility one)."""
+    SYSENTER = 1
+    """32-bit ``sysenter``."""
+    INT80 = 2
+    """``int 0x80``: the i386 call table, whatever mode the caller is in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """A naturally aligned word of guest memory that is compared at each asid change."""
+
+    gpa: GuestPhysical
+    size: int = 8
+    """Bytes: 4 or 8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrapRequest:
+    """What to trap.  The empty request traps nothing, and costs nothing."""
+
+    asid_changes: Action = Action.OFF
+    """Every change of the masked asid on a vCPU."""
+    syscalls: frozenset[int] = frozenset()
+    """Numbers (0..1023) trapped in whatever asid, made with ``syscall``."""
+    syscalls32: frozenset[int] = frozenset()
+    """The same for the i386 table: ``sysenter`` and ``int 0x80``."""
+    every_syscall: Action = Action.OFF
+    """Every system call in every asid (for measuring; a guest makes a great many)."""
+    syscall_action: Action = Action.HOLD
+    """What is done for `syscalls`, `syscalls32`."""
+    pending: frozenset[Asid] = frozenset()
+    """Asids (masked) in which every system call is trapped and held."""
+    words: tuple[Word, ...] = ()
+    """Compared at each asid change; the change is trapped and held if one moved since the last look."""
+    code: frozenset[GuestVirtual] = frozenset()
+    """Code addresses, trapped and held before the instruction there executes."""
+    code_action: Action = Action.HOLD
+    accesses: frozenset[GuestVirtual] = frozenset()
+    """Aligned 4-byte words of data, by virtual address; held *after* an instruction that touched one.
+
+    What a kernel function reads first tells that it runs; the cheapest trap of the gdb stub.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Common:
+    vcpu: VcpuIndex
+    asid: Asid
+    """Masked asid in force when the trap was taken."""
+    cr3: int
+    """The raw CR3 in force when the trap was taken."""
+    pc: GuestVirtual
+    """Address of the instruction that is about to execute."""
+    sequence: int
+    """Rises by at least one from trap to trap of one source; the order in which they happened."""
+    time_ns: int
+    """Host's monotonic clock when the trap was taken, in nanoseconds."""
+    held: bool
+    """The vCPU waits for `TrapSource.resume`."""
+    registers: Mapping[str, int]
+    """General registers by name (``rdi``, ``rsp``, ...; ``gs_base`` where the source has it), unsigned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsidChange(_Common):
+    """A vCPU is about to load another page-table root (its masked asid differs)."""
+
+    new_asid: Asid
+    moved: bool = False
+    """One of the requested words had moved since the last asid change on any vCPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Syscall(_Common):
+    """A vCPU is about to enter a system call."""
+
+    number: int
+    entry: Entry = Entry.SYSCALL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeHit(_Common):
+    """A vCPU is about to execute the instruction at an armed code address (``pc``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access(_Common):
+    """A vCPU has just touched a word of `TrapRequest.accesses`; ``pc`` is *behind* that instruction."""
+
+    address: GuestVirtual
+
+
+Trap = AsidChange | Syscall | CodeHit | Access
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrapCounters:
+    """What a source did so far; none of it is reset by `TrapSource.arm`."""
+
+    delivered: int = 0
+    dropped: int = 0
+    """Recorded traps that found the ring full."""
+    hold_timeouts: int = 0
+    """Holds that were ended by the limit, not by `TrapSource.resume`."""
+
+
+class TrapSource(Protocol):
+    """Where traps come from.  One reader at a time; not thread-safe."""
+
+    @property
+    def mode(self) -> str:
+        """``"plugin"`` or ``"gdbstub"``: what the output says, and what ``--mode`` selects."""
+
+    @property
+    def description(self) -> str:
+        """One phrase for the output: which source, over what."""
+
+    @property
+    def guarantee(self) -> str:
+        """One sentence for the output: what this mode can and cannot miss."""
+
+    @property
+    def counters(self) -> TrapCounters:
+        """Delivered, dropped, timed out."""
+
+    @property
+    def supports(self) -> frozenset[type]:
+        """Which of the `Trap` classes the source can deliver."""
+
+    def arm(self, request: TrapRequest) -> None:
+        """Replace what is trapped; in force when this returns.
+
+        Raises `live.core.errors.TargetError` for what the source cannot do, `GuestGone`.
+        """
+
+    def wait(self, timeout: float | None) -> Trap | None:
+        """The next trap in order, or None after ``timeout`` seconds (None: without end).
+
+        Raises `GuestGone` when the hypervisor went away.
+        """
+
+    def resume(self, trap: Trap) -> None:
+        """Let the vCPU of a held trap go on; nothing for one that is not held (any more)."""
+
+    def close(self) -> None:
+        """Let go of every vCPU, remove every trap, detach.  The guest runs on as if never watched."""
+
+
+class RegisterReader(Protocol):
+    """Registers of a vCPU, read while the guest runs: each value is one moment's."""
+
+    @property
+    def vcpus(self) -> Sequence[VcpuIndex]:
+        """The vCPUs there are."""
+
+    def registers(self, vcpu: VcpuIndex) -> Mapping[str, int]:
+        """Registers by name, unsigned 64-bit.
+
+        Lower case: ``rip``, ``rax``.., ``cr0``, ``cr3``, ``cr4``, ``efer``, ``gs_base``, ``idt_base``,
+        ``gdt_base``.
+        """

@@ -1,0 +1,72 @@
+"""Short ways to make tasks, looks and a tracker over them."""
+
+from live.core.events import Identity, Occasion, Process, ProcessEnd, ProcessExec
+from live.core.tasklist import Counters, Look, Task
+from live.core.tracker import Tracker
+
+
+def task(pid, *, start=None, ppid=1, comm=b"sh", generation=0, **changes):
+    values = dict(
+        identity=Identity(pid, pid * 1000 if start is None else start),
+        address=0xFFFF888000000000 + pid * 0x4000,
+        ppid=ppid,
+        parent=0xFFFF888000000000 + ppid * 0x4000,
+        comm=comm,
+        flags=0,
+        generation=generation,
+        mm=0xFFFF888001000000 + pid * 0x1000,
+        asid=pid << 13,
+        uid=0,
+        threads=1,
+        exit_state=0,
+        exit_code=0,
+        kernel=False,
+        fresh=generation == 0,
+        dead=False,
+        transient=False,
+    )
+    return Task(**{**values, **changes})
+
+
+def look(*tasks, forks=0, threads=None, torn=False, time_ns=0, tids=None):
+    return Look(
+        time_ns=time_ns,
+        trigger="timer",
+        counters=Counters(forks, len(tasks) if threads is None else threads, 0),
+        tasks=tasks,
+        tids=frozenset(tuple(t.identity) for t in tasks) if tids is None else frozenset(tids),
+        torn=torn,
+    )
+
+
+def describe(t):
+    return Process(
+        identity=t.identity,
+        generation=t.generation,
+        pid=t.identity.pid,
+        ppid=t.ppid,
+        comm=t.comm.decode(),
+        kernel=t.kernel,
+        task=t.address,
+        asid=t.asid or None,
+    )
+
+
+def tracker(revisit=lambda _: None):
+    return Tracker(describe, revisit)
+
+
+NOW = Occasion(time_ns=0, trigger="test")
+
+
+def drain(tracker):
+    """All queued events in short: (start, pid, reason, comm), (exec, pid, old, new), (end, pid, reason)."""
+    short = []
+    while (event := tracker.next_event()) is not None:
+        if isinstance(event, ProcessExec):
+            short.append(("exec", event.new.pid, event.old.comm, event.new.comm))
+        elif isinstance(event, ProcessEnd):
+            short.append(("end", event.process.pid, event.reason.value))
+        else:
+            short.append(("start", event.process.pid, event.reason.value, event.process.comm))
+    return short
