@@ -1,0 +1,1 @@
+"""From bytes of guest memory to tasks and processes."""
