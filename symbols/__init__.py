@@ -1,0 +1,1 @@
+"""Symbol tables for Volatility, made from the kernel itself and kept."""

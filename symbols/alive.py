@@ -1,0 +1,95 @@
+"""Is this kernel the one that runs?  The signs of life that a candidate in RAM has to show.
+
+Theory of operation.  RAM can hold kernels that do not run: of an earlier boot (RAM survives a reset), of a
+guest inside the guest, a kdump kernel's dead predecessor, or plain file contents.  What runs is consistent:
+
+1. its page tables, walked from its own init_top_pgt, map its text to where it was found;
+2. the direct map does too (``page_offset_base + gpa`` leads to gpa): an old kernel's tables for that were
+   allocated memory, and are overwritten soon;
+3. ``init_task`` is called ``swapper``, and its list of tasks is linked to and fro through the page tables.
+
+If several pass (kdump, or an old kernel not yet overwritten), the one whose clock is ahead is the one that
+runs, since a dead kernel's clock stands still.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from live.core.errors import MemoryFault
+from live.core.memory import MemoryReader
+from symbols.landmarks import Landmarks
+from symbols.placement import ADDRESS, LARGE, PRESENT, Placement
+
+LINKS = 8
+"""So many links of the task list are followed in each direction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """``fault`` says why the kernel is not alive ("" if it is), ``clock`` is its wall clock in seconds."""
+
+    fault: str
+    clock: int = 0
+
+
+def read_u64(memory: MemoryReader, gpa: int) -> int:
+    """A little-endian quadword."""
+    return int.from_bytes(memory.read(gpa, 8), "little")
+
+
+def translate(memory: MemoryReader, dtb: int, va: int, *, la57: bool) -> int:
+    """Gpa of a virtual address.  Raises `MemoryFault`."""
+    table = dtb
+    for shift in (48, 39, 30, 21, 12) if la57 else (39, 30, 21, 12):
+        entry = read_u64(memory, table + (va >> shift & 0x1FF) * 8)
+        if not entry & PRESENT:
+            break
+        size = 1 << shift
+        if shift == 12 or (entry & LARGE and shift <= 30):
+            return (entry & ADDRESS & -size) | va & size - 1
+        table = entry & ADDRESS
+    raise MemoryFault(va, "not mapped by the kernel's page tables", "virtual")
+
+
+def examine(memory: MemoryReader, placement: Placement, marks: Landmarks) -> Vitals:
+    """The signs of life of the kernel with these landmarks at this place."""
+    try:
+        return _examine(memory, placement, marks)
+    except MemoryFault as fault:
+        return Vitals(fault=f"its structures point to nowhere ({fault})")
+
+
+def _examine(memory: MemoryReader, placement: Placement, marks: Landmarks) -> Vitals:
+    def gpa(link: int) -> int:
+        return link - marks.link_text + placement.text
+
+    dtb = gpa(marks.init_top_pgt)
+
+    def walk(va: int) -> int:
+        return translate(memory, dtb, va, la57=placement.la57)
+
+    if walk(placement.va) != placement.text:
+        return Vitals(fault="its page tables map its code elsewhere")
+    if marks.page_offset_base:
+        direct = read_u64(memory, gpa(marks.page_offset_base))
+        if walk(direct + placement.text) != placement.text:
+            return Vitals(fault="its direct map leads elsewhere")
+    init_task = gpa(marks.init_task)
+    if bytes(memory.read(init_task + marks.comm, 7)) != b"swapper":
+        return Vitals(fault="its init_task is not called swapper")
+    head = marks.init_task - marks.link_text + placement.va + marks.tasks
+    for forth, back in ((0, 8), (8, 0)):
+        at, place = head, init_task + marks.tasks
+        for _ in range(LINKS):
+            following = read_u64(memory, place + forth)
+            place = walk(following)
+            if read_u64(memory, place + back) != at:
+                return Vitals(fault="its list of tasks is broken")
+            at = following
+            if at == head:
+                break
+        if following == head and at == head and _ == 0:
+            return Vitals(fault="it has no task beside init_task")
+    clock = read_u64(memory, gpa(marks.wall_clock)) if marks.wall_clock else 0
+    return Vitals(fault="", clock=clock)

@@ -1,0 +1,264 @@
+"""BTF, the kernel's own type information: an index first, each type decoded when it is asked for.
+
+Theory of operation.  A BTF blob is a header, a section of types (a stream of records of different length,
+numbered from 1) and a section of NUL-terminated strings; everything refers to types by number and to
+strings by offset (Documentation/bpf/btf.rst).  The stream has no index, so one pass over it, on the whole
+section unpacked to 32-bit words at once, notes where each record begins.  That pass is also the check: no
+record may leave the section, and a kind that we do not know ends it with a sentence.  Types are then
+decoded one by one; references are checked where they are followed, and chains of them are bounded, since a
+hostile blob may point in circles.
+
+Warts.  Enumerators: before pahole 1.24 there was no sign flag, values were s32; if no enum of the blob has
+the flag, they are read as signed.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from live.core.errors import SymbolsMissing
+from symbols.window import Bytes
+
+(
+    INT,
+    PTR,
+    ARRAY,
+    STRUCT,
+    UNION,
+    ENUM,
+    FWD,
+    TYPEDEF,
+    VOLATILE,
+    CONST,
+    RESTRICT,
+    FUNC,
+    FUNC_PROTO,
+    VAR,
+    DATASEC,
+) = range(1, 16)
+FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(16, 20)
+VOID = 0
+
+MAGIC = re.compile(rb"\x9f\xeb\x01\x00[\x18-\x40]\0\0\0")
+MAX_SIZE = 256 << 20
+MAX_TYPES = 4 << 20
+MAX_CHAIN = 64
+
+# Words behind the three that each record has: fixed, and for each of its `vlen` parts.
+_FIXED = {INT: 1, ARRAY: 3, VAR: 1, DECL_TAG: 1}
+_EACH = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}
+_MODIFIERS = frozenset((TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG))
+_INT_SIGNED, _INT_BOOL = 1, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a struct or union; ``bits`` is 0 unless it is a bit-field.  Offset in bits."""
+
+    name: str
+    type: int
+    offset: int
+    bits: int
+
+
+class Btf:
+    """Types by number.  Raises `SymbolsMissing`, which says what is wrong, on data that is no BTF."""
+
+    def __init__(self, data: Bytes) -> None:
+        """Index the blob at the beginning of ``data``; what follows it is ignored."""
+        header = bytes(data[:24])
+        if len(header) < 24:
+            raise _bad("it ends in its header")
+        magic, version, _, length, type_at, type_len, str_at, str_len = struct.unpack("<HBBIIIII", header)
+        if magic != 0xEB9F or version != 1:
+            raise _bad(f"magic {magic:#x}, version {version}")
+        self.length = length + max(type_at + type_len, str_at + str_len)
+        if self.length > min(MAX_SIZE, len(data)) or length < 24 or type_len % 4 or not str_len:
+            raise _bad(f"its sections need {self.length} bytes, {len(data)} are there")
+        at = length + type_at
+        self._words: tuple[int, ...] = struct.unpack_from(f"<{type_len // 4}I", data, at)
+        self._strings = bytes(data[length + str_at : length + str_at + str_len])
+        if self._strings[0] or self._strings[-1]:
+            raise _bad("its string section does not begin and end with NUL")
+        self._at = self._index()
+        self._by_name: dict[str, list[int]] | None = None
+        self._signed_enums: bool | None = None
+        self._integers: dict[str, int] | None = None
+
+    def __len__(self) -> int:
+        """Number of types, void (0) included."""
+        return len(self._at)
+
+    def _index(self) -> list[int]:
+        words, end = self._words, len(self._words)
+        extra = [(_FIXED.get(kind, 0), _EACH.get(kind, 0)) for kind in range(32)]
+        places, kinds = [0], bytearray(1)
+        append, append_kind = places.append, kinds.append
+        at = 0
+        try:
+            while at < end:
+                append(at)
+                info = words[at + 1]
+                kind = info >> 24 & 0x1F
+                append_kind(kind)
+                fixed, each = extra[kind]
+                at += 3 + fixed + each * (info & 0xFFFF) if each else 3 + fixed
+                if not 0 < kind <= ENUM64:
+                    raise _bad(f"type {len(places) - 1} is of unknown kind {kind}")
+        except IndexError:
+            raise _bad(f"type {len(places) - 1} ends behind its section") from None
+        if at != end or len(places) > MAX_TYPES:
+            raise _bad(f"type {len(places) - 1} of {MAX_TYPES} at most ends behind its section")
+        self._kinds = bytes(kinds)
+        return places
+
+    def _place(self, number: int) -> int:
+        if not 0 < number < len(self._at):
+            raise _bad(f"type {number} does not exist, there are {len(self._at) - 1}")
+        return self._at[number]
+
+    def _string(self, offset: int) -> str:
+        if not offset:
+            return ""
+        if offset >= len(self._strings):
+            raise _bad(f"string {offset} does not exist")
+        return self._strings[offset : self._strings.index(b"\0", offset)].decode("utf-8", "replace")
+
+    def kind(self, number: int) -> int:
+        """Kind of a type; 0 is void."""
+        if not 0 <= number < len(self._kinds):
+            self._place(number)
+        return self._kinds[number]
+
+    def name(self, number: int) -> str:
+        """Name of a type, "" if it has none."""
+        return self._string(self._words[self._place(number)]) if number else ""
+
+    def size(self, number: int) -> int:
+        """Size in bytes of an INT, STRUCT, UNION, ENUM, ENUM64, FLOAT or DATASEC."""
+        return self._words[self._place(number) + 2]
+
+    def target(self, number: int) -> int:
+        """What a PTR, a modifier, FUNC, VAR or TYPEDEF refers to."""
+        return self._words[self._place(number) + 2]
+
+    def array(self, number: int) -> tuple[int, int]:
+        """(element type, count)."""
+        at = self._place(number)
+        return self._words[at + 3], self._words[at + 5]
+
+    def integer(self, number: int) -> tuple[bool, bool]:
+        """(signed, boolean) of an INT."""
+        encoding = self._words[self._place(number) + 3] >> 24
+        return bool(encoding & _INT_SIGNED), bool(encoding & _INT_BOOL)
+
+    def fwd_is_union(self, number: int) -> bool:
+        """Whether a FWD declares a union."""
+        return bool(self._words[self._place(number) + 1] >> 31)
+
+    def members(self, number: int) -> list[Member]:
+        """Members of a STRUCT or UNION, in order."""
+        at = self._place(number)
+        words = self._words
+        info = words[at + 1]
+        bitfields = info >> 31
+        result = []
+        for one in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
+            offset = words[one + 2]
+            bits = offset >> 24 if bitfields else 0
+            result.append(
+                Member(
+                    self._string(words[one]), words[one + 1], offset & 0xFFFFFF if bitfields else offset, bits
+                )
+            )
+        return result
+
+    def constants(self, number: int) -> dict[str, int]:
+        """Enumerators of an ENUM or ENUM64."""
+        at = self._place(number)
+        words = self._words
+        info = words[at + 1]
+        count = info & 0xFFFF
+        signed = bool(info >> 31)
+        result = {}
+        if info >> 24 & 0x1F == ENUM64:
+            for one in range(at + 3, at + 3 + 3 * count, 3):
+                value = words[one + 1] | words[one + 2] << 32
+                result[self._string(words[one])] = value - (1 << 64) if signed and value >> 63 else value
+            return result
+        signed = signed or not self._has_signed_enums()
+        for one in range(at + 3, at + 3 + 2 * count, 2):
+            value = words[one + 1]
+            result[self._string(words[one])] = value - (1 << 32) if signed and value >> 31 else value
+        return result
+
+    def _has_signed_enums(self) -> bool:
+        if self._signed_enums is None:
+            words, at = self._words, self._at
+            self._signed_enums = any(words[at[number] + 1] >> 31 for number in self.numbers(ENUM, ENUM64))
+        return self._signed_enums
+
+    def resolve(self, number: int) -> int:
+        """The type behind typedefs and qualifiers."""
+        for _ in range(MAX_CHAIN):
+            if self.kind(number) not in _MODIFIERS:
+                return number
+            number = self.target(number)
+        raise _bad(f"type {number} is a typedef of itself")
+
+    def numbers(self, *kinds: int) -> Iterator[int]:
+        """All types of these kinds, ascending."""
+        wanted = re.compile(b"[" + b"".join(b"\\x%02x" % kind for kind in kinds) + b"]")
+        return (match.start() for match in wanted.finditer(self._kinds))
+
+    def aggregates(self, name: str) -> list[int]:
+        """Structs, unions and enums of this name, ascending; usually one."""
+        if self._by_name is None:
+            names: dict[str, list[int]] = {}
+            for number in self.numbers(STRUCT, UNION, ENUM, ENUM64):
+                if self._words[self._at[number]]:
+                    names.setdefault(self.name(number), []).append(number)
+            self._by_name = names
+        return self._by_name.get(name, [])
+
+    def integer_named(self, name: str) -> int | None:
+        """The INT of this name."""
+        if self._integers is None:
+            self._integers = {self.name(number): number for number in self.numbers(INT)}
+        return self._integers.get(name)
+
+    def variables(self) -> dict[str, int]:
+        """Types of the global variables that the blob describes (per-cpu ones, as a rule)."""
+        return {self.name(number): self.target(number) for number in self.numbers(VAR)}
+
+
+def find(image: Bytes) -> Btf:
+    """The largest BTF blob in ``image``, which is the kernel's own.  Raises `SymbolsMissing`."""
+    best: Btf | None = None
+    fault: SymbolsMissing | None = None
+    for number, match in enumerate(MAGIC.finditer(image)):
+        if number >= MAX_CHAIN:
+            break
+        try:
+            found = Btf(memoryview(image)[match.start() :])
+        except SymbolsMissing as error:
+            fault = error
+            continue
+        if best is None or len(found) > len(best):
+            best = found
+    if best is not None and len(best) > 1:
+        return best
+    raise fault or SymbolsMissing(
+        "this kernel carries no BTF type information (CONFIG_DEBUG_INFO_BTF is off): "
+        "give a symbol table made from its debug package to Volatility by hand"
+    )
+
+
+def _bad(what: str) -> SymbolsMissing:
+    return SymbolsMissing(
+        f"the kernel's BTF is damaged: {what}; read the memory again, or build the table from the "
+        "kernel's vmlinuz"
+    )

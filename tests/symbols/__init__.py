@@ -1,0 +1,1 @@
+"""Tests of symbols/: synthetic kernels, then real ones."""
