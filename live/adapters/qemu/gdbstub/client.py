@@ -1,0 +1,162 @@
+"""A client of QEMU's gdb stub: requests and answers over a socket, several in flight.
+
+QEMU's stub (gdbstub/gdbstub.c) has these habits, which all of this builds on:
+
+* a byte that arrives while the guest runs stops it and is lost; so nothing is sent then but 0x03;
+* it takes the start of a new packet for the acknowledgement of its last one; so we send none;
+* ``?`` removes every breakpoint, whoever set it: what a watcher that crashed left behind is gone after
+  connecting;
+* a stop is of all vCPUs; ``T05`` names the one that hit.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections import deque
+
+from live.adapters.qemu.gdbstub.packets import Decoder, Packet, encode
+from live.adapters.qemu.gdbstub.target import Register, Stop, parse_stop, parse_target
+from live.core.errors import GuestGone, NoTarget, NotPermitted, TargetError
+
+TIMEOUT = 5.0
+"""Seconds for an answer of a stopped guest's stub."""
+
+
+class GdbClient:
+    """One connection.  Connecting stops the guest; `resume` lets it run."""
+
+    def __init__(self, path: str) -> None:
+        """Connect to the stub (a path, or ``HOST:PORT``), clean it up.  The guest stands when this returns.
+
+        Raises `NoTarget`, `NotPermitted`, `TargetError` (another debugger), `GuestGone`.
+        """
+        self._decoder = Decoder()
+        self._packets: deque[bytes] = deque()
+        self.running = False
+        self.socket = _connect(path)
+        try:
+            self.send(b"qSupported:xmlRegisters=i386")
+            while not self.receive(TIMEOUT).startswith(b"PacketSize"):
+                pass  # QEMU 7.2 says that it stopped the guest for us
+            stop = parse_stop(self.request(b"?"))
+            if stop is None:
+                raise TargetError(f"What listens at {path} is no gdb stub of QEMU; check the guest's -gdb.")
+            self.registers: dict[str, Register] = parse_target(self._read_feature)
+        except TimeoutError:
+            self.socket.close()
+            raise TargetError(
+                f"The gdb stub at {path} does not answer: another debugger uses it; end that one first."
+            ) from None
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _read_feature(self, name: str) -> str:
+        text = b""
+        while True:
+            part = self.request(b"qXfer:features:read:%b:%x,ffb" % (name.encode(), len(text)))
+            text += part[1:]
+            if part[:1] != b"m":
+                return text.decode("ascii", "replace")
+
+    def send(self, *payloads: bytes) -> None:
+        """Send requests at once.  Raises `GuestGone`."""
+        try:
+            self.socket.sendall(b"".join(encode(payload) for payload in payloads))
+        except OSError:
+            raise self._gone() from None
+
+    def request(self, payload: bytes) -> bytes:
+        """The answer to a request; raises `TimeoutError`, `GuestGone`."""
+        self.send(payload)
+        return self.receive(TIMEOUT)
+
+    def requests(self, *payloads: bytes) -> list[bytes]:
+        """The answers to several requests in one round trip."""
+        self.send(*payloads)
+        return [self.receive(TIMEOUT) for _ in payloads]
+
+    def receive(self, timeout: float) -> bytes:
+        """The next packet's payload; raises `TimeoutError` after ``timeout`` seconds, `GuestGone`."""
+        deadline = time.monotonic() + timeout
+        while not self._packets:
+            rest = deadline - time.monotonic()
+            if not select.select([self.socket], [], [], max(rest, 0))[0]:
+                raise TimeoutError
+            try:
+                data = self.socket.recv(65536)
+            except OSError:
+                data = b""
+            if not data:
+                raise self._gone()
+            self._packets.extend(
+                item.payload for item in self._decoder.feed(data) if isinstance(item, Packet)
+            )
+        return self._packets.popleft()
+
+    @staticmethod
+    def _gone() -> GuestGone:
+        return GuestGone("The guest has ended, and its gdb stub with it; start it to watch again.")
+
+    def interrupt(self) -> Stop | None:
+        """Stop a running guest.  A breakpoint that was hit meanwhile is returned; None if none was."""
+        try:
+            self.socket.sendall(b"\x03")
+        except OSError:
+            raise self._gone() from None
+        stop = parse_stop(self.receive(TIMEOUT))
+        self.running = False
+        return stop if stop is not None and stop.signal != 2 else None
+
+    def wait_stop(self, timeout: float) -> Stop | None:
+        """The next stop of a running guest, or None after ``timeout`` seconds.  Raises `GuestGone`."""
+        try:
+            stop = parse_stop(self.receive(timeout))
+        except TimeoutError:
+            return None
+        if stop is None:
+            raise self._gone()
+        self.running = False
+        return stop
+
+    def resume(self, *before: bytes) -> None:
+        """Send requests, then let every vCPU run; the answers to ``before`` are read here."""
+        self.send(*before, b"c")
+        for _ in before:
+            self.receive(TIMEOUT)
+        self.running = True
+
+    def step(self, thread: int) -> Stop | None:
+        """One instruction on one vCPU while all others stand; breakpoints do not stop it under TCG."""
+        self.send(b"vCont;s:%x" % thread)
+        return parse_stop(self.receive(TIMEOUT))
+
+    def detach(self) -> None:
+        """Remove every breakpoint, let the guest run, hang up.  Never raises on account of the guest."""
+        try:
+            if self.running:
+                self.interrupt()
+            self.request(b"D")
+        except (TimeoutError, GuestGone):
+            pass
+        self.socket.close()
+
+
+def _connect(path: str) -> socket.socket:
+    host, _, port = path.rpartition(":")
+    unix = "/" in path
+    connection = socket.socket(socket.AF_UNIX if unix else socket.AF_INET, socket.SOCK_STREAM)
+    connection.settimeout(TIMEOUT)
+    try:
+        connection.connect(path if unix else (host or "127.0.0.1", int(port)))
+    except PermissionError:
+        connection.close()
+        raise NotPermitted(
+            f"Permission to use the gdb stub at {path} is denied; run as the guest's owner, or as root."
+        ) from None
+    except OSError as error:
+        connection.close()
+        raise NoTarget(f"No gdb stub listens at {path} ({error.strerror}); is the guest gone?") from error
+    return connection

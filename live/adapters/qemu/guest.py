@@ -1,0 +1,148 @@
+"""A running QEMU guest: its memory, monitor and registers, and whether it still lives."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from live.adapters.qemu import discover
+from live.adapters.qemu.memory import QemuMemory, open_memory
+from live.adapters.qemu.monitor import Monitor, connect
+from live.core.errors import GuestGone, NoTarget, TargetError
+from live.core.traps import VcpuIndex
+
+_REGISTER = re.compile(r"\b([A-Z][A-Z0-9]{1,4}) *= *([0-9a-f]+)((?: [0-9a-f]+)*)")
+_GENERAL = re.compile(r"r[abcd]x|r[sd]i|r[bsi]p|r\d{1,2}|cr[0-8]|efer")
+_SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")
+
+
+class QemuGuest:
+    """An attached guest; a context manager.  Attaching and reading never stop the guest."""
+
+    def __init__(self, info: discover.GuestInfo, monitor: Monitor, memory: QemuMemory, pidfd: int) -> None:
+        """Use `attach`.  Owns the monitor, the memory and the pidfd."""
+        self.info = info
+        self.monitor = monitor
+        self.memory = memory
+        self._pidfd = pidfd
+        self._events: list[str] = []
+        self.version = monitor.version
+        """QEMU's version, ``"10.0.2"``."""
+        self.vcpus: Sequence[VcpuIndex] = self._list_vcpus()
+        """vCPUs there were when attached."""
+
+    def _list_vcpus(self) -> tuple[VcpuIndex, ...]:
+        text = self.monitor.hmp("info cpus")
+        return tuple(VcpuIndex(int(number)) for number in re.findall(r"CPU #(\d+):", text))
+
+    def alive(self) -> bool:
+        """Whether the QEMU process still runs.  No system call but one poll."""
+        if self._pidfd < 0:
+            return False
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return not poller.poll(0)
+
+    def paused(self) -> bool:
+        """Whether the guest's vCPUs are stopped (by whomever).  Raises `GuestGone`."""
+        return self.status() != "running"
+
+    def status(self) -> str:
+        """``running``, ``paused``, ``shutdown``, ...  Raises `GuestGone` when QEMU has ended."""
+        try:
+            return self.monitor.status()
+        except GuestGone:
+            raise self.gone() from None
+
+    def gone(self) -> GuestGone:
+        """The error to raise when this guest has ended."""
+        return GuestGone(
+            f"The guest {self.info.name} (QEMU pid {self.info.pid}) has ended; start it to watch again."
+        )
+
+    def events(self) -> list[str]:
+        """Monitor events since the last call (``RESET``, ``SHUTDOWN``, ``STOP``, ...); none over HMP."""
+        return self.monitor.events()
+
+    def registers(self, vcpu: VcpuIndex) -> Mapping[str, int]:
+        """See `live.core.traps.RegisterReader`.  About 0.7 ms; does not stop the guest."""
+        self.monitor.hmp(f"cpu {vcpu}")
+        return parse_registers(self.monitor.hmp("info registers"))
+
+    def close(self) -> None:
+        """Let go of memory, monitor and process.  The guest runs on; safe to call twice."""
+        self.memory.close()
+        self.monitor.close()
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    def __enter__(self) -> QemuGuest:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def parse_registers(text: str) -> dict[str, int]:
+    """QEMU's ``info registers`` by name: general and control registers, segment and table bases."""
+    result: dict[str, int] = {}
+    for name, value, rest in _REGISTER.findall(text):
+        key = name.lower()
+        if key in _SEGMENTS and rest:
+            result[f"{key}_base"] = int(rest.split()[0], 16)
+        elif key in ("gdt", "idt"):
+            result[f"{key}_base"] = int(value, 16)
+        elif _GENERAL.fullmatch(key):
+            result[key] = int(value, 16)
+    return result
+
+
+def attach(target: str | None = None, *, allow_mapping: bool = True) -> QemuGuest:
+    """Attach to a running guest: a monitor socket, a pid, a VM name, or None for the only one there is.
+
+    ``allow_mapping=False`` reads through the process even where RAM could be mapped (for comparing).
+    Raises `NoTarget`, `NotPermitted`, `TargetError` (its monitor is in use, or it is no x86-64 PC) and
+    `GuestGone`, each a sentence for the user.
+    """
+    info = discover.resolve(target)
+    monitor = _first_free(info)
+    try:
+        try:
+            pidfd = os.pidfd_open(info.pid)
+        except ProcessLookupError:
+            raise GuestGone(f"The QEMU process {info.pid} has ended; start the guest again.") from None
+        try:
+            memory = open_memory(monitor, info.pid, allow_mapping=allow_mapping)
+            try:
+                return QemuGuest(info, monitor, memory, pidfd)
+            except BaseException:
+                memory.close()
+                raise
+        except BaseException:
+            os.close(pidfd)
+            raise
+    except BaseException:
+        monitor.close()
+        raise
+
+
+def _first_free(info: discover.GuestInfo) -> Monitor:
+    """The first of the guest's monitors that answers; the first one's error if none does."""
+    failure: TargetError | GuestGone = NoTarget(
+        f"The guest {info.name} (pid {info.pid}) has no monitor socket; start it with "
+        "-qmp unix:PATH,server,nowait."
+    )
+    for address in info.monitors:
+        try:
+            return connect(address)
+        except (TargetError, GuestGone) as error:
+            failure = error
+    raise failure

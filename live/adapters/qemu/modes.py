@@ -1,0 +1,91 @@
+"""Which source of traps a guest gets: plugin, else gdb stub, else none (poll); and what to say about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from live.adapters.qemu.gdbstub.source import GdbSource
+from live.adapters.qemu.guest import QemuGuest
+from live.adapters.qemu.plugin.source import PluginSource
+from live.core.errors import TargetError
+from live.core.traps import TrapSource
+
+MODES = ("plugin", "gdbstub", "poll")
+"""Best first."""
+AUTO = "auto"
+
+POLL_GUARANTEE = (
+    "What lives long enough to be in the task list at a look is seen; what came and went between two looks "
+    "is counted from the kernel's own counters."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A mode, and why it is not a better one."""
+
+    mode: str
+    source: TrapSource | None
+    """None in poll mode."""
+    description: str
+    guarantee: str
+    skipped: tuple[str, ...] = ()
+    """A sentence for each better mode that could not be had."""
+
+
+def choose(guest: QemuGuest, mode: str = AUTO, hold: float = 1.0) -> Choice:
+    """Open the best source that works, or the one asked for.  The caller closes ``source``.
+
+    ``hold`` is the limit in seconds of a vCPU's wait.  Raises `TargetError` when the mode asked for cannot be
+    had, with what to do about it; ``auto`` ends at poll, which always works.
+    """
+    wanted: tuple[str, ...] = MODES if mode == AUTO else (mode,)
+    skipped: list[str] = []
+    for one in wanted:
+        if one == "poll":
+            break
+        if one == "gdbstub" and mode == AUTO and guest.info.accel == "tcg":
+            # The stub's breakpoints make QEMU translate the guest anew, 50 to 100 ms a trap: what the user
+            # did not ask for must not slow the guest down so much.
+            skipped.append(
+                "gdbstub: under TCG it slows the guest down a lot; ask for it with --mode gdbstub."
+            )
+            continue
+        try:
+            source = _open(guest, one, hold)
+        except TargetError as error:
+            if mode != AUTO:
+                raise
+            skipped.append(f"{one}: {error}")
+            continue
+        return Choice(
+            mode=one,
+            source=source,
+            description=source.description,
+            guarantee=source.guarantee,
+            skipped=tuple(skipped),
+        )
+    return Choice(
+        mode="poll",
+        source=None,
+        description="looks at the task list at intervals",
+        guarantee=POLL_GUARANTEE,
+        skipped=tuple(skipped),
+    )
+
+
+def _open(guest: QemuGuest, mode: str, hold: float) -> TrapSource:
+    if mode == "gdbstub":
+        return GdbSource(guest, hold)
+    if mode != "plugin":
+        raise TargetError(f"There is no mode {mode!r}; use one of {', '.join(MODES)}, or {AUTO}.")
+    if guest.info.accel != "tcg":
+        raise TargetError(f"Plugins work under TCG only, and this guest runs on {guest.info.accel}.")
+    version = guest.version.split(".")
+    if version[0].isdigit() and int(version[0]) < 9:
+        raise TargetError(f"QEMU {guest.version} is too old for the trap plugin; it needs 9.2 or newer.")
+    if guest.info.plugin_socket is None:
+        raise TargetError(
+            'The guest was started without the trap plugin; start it with -plugin "$(pse plugin SOCKET)".'
+        )
+    return PluginSource(guest.info.plugin_socket, guest.memory, hold)

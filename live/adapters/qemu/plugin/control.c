@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: BSD-2-Clause
+ *
+ * The reader's connection: one at a time; the end of the connection lets every vCPU go and frees everything.
+ * Theory of operation: trap.c.
+ */
+#include "shared.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum reply { IN_FORCE = 0, FLUSHING = 1, BAD = 2, BAD_ADDRESS = 3, NO_MEMORY = 4 };
+
+static struct sockaddr_un address = {.sun_family = AF_UNIX};
+static int listener = -1;
+static size_t shared_size;
+
+static void words_of_vcpus(bool sys, bool cr3, bool code)
+{
+    for (unsigned v = 0; v < n_vcpus; v++) {
+        if (!vcpus[v].seen)
+            continue;
+        struct score *s = score_of(v);
+        bool attention = flush_wanted > flush_done;
+        s->sys = sys | attention << 1;
+        s->cr3 = cr3 | attention << 1;
+        s->ret = attention;
+        s->code = code;
+    }
+}
+
+/* Replace the filter; returns when no vCPU uses the one before. */
+static void install(struct filter *new)
+{
+    struct filter *old = atomic_exchange(&filter, new);
+    for (unsigned v = 0; v < n_vcpus; v++)
+        while (vcpus[v].deciding)
+            sched_yield();
+    if (old) {
+        free(old->words);
+        free(old);
+    }
+}
+
+/* Add code addresses to those that are instrumented; true if one is new. */
+static bool instrument(const uint64_t *code, unsigned n)
+{
+    struct codes *old = codes;
+    size_t had = old ? old->n : 0, count = had;
+    struct codes *new = malloc(sizeof *new + (had + n) * sizeof(uint64_t));
+    if (!new)
+        return false;
+    if (had)
+        memcpy(new->at, old->at, had * sizeof(uint64_t));
+    for (unsigned i = 0; i < n; i++)
+        if (!had || !bsearch(&code[i], old->at, had, sizeof(uint64_t), compare))
+            new->at[count++] = code[i];
+    if (count == had) {
+        free(new);
+        return false;
+    }
+    qsort(new->at, count, sizeof(uint64_t), compare);
+    new->n = count;
+    codes = new;                        /* the old one stays: a vCPU may be translating with it */
+    return true;
+}
+
+static bool readable(uint64_t at, uint64_t size)
+{
+    uint64_t value;
+    struct iovec to = {&value, size}, from = {(void *)at, size};
+    return (size == 4 || size == 8) && at % size == 0
+           && process_vm_readv(getpid(), &to, 1, &from, 1, 0) == (ssize_t)size;
+}
+
+static enum reply watch_words(struct filter *f, const uint64_t *pairs)
+{
+    struct filter *old = filter;
+    f->words = calloc(f->head.n_words + 1, sizeof *f->words);
+    if (!f->words)
+        return NO_MEMORY;
+    for (unsigned i = 0; i < f->head.n_words; i++) {
+        struct word *w = &f->words[i];
+        w->address = pairs[2 * i];
+        w->size = pairs[2 * i + 1];
+        if (!readable(w->address, w->size))
+            return BAD_ADDRESS;
+        w->last = w->size == 8 ? *(volatile uint64_t *)w->address : *(volatile uint32_t *)w->address;
+        for (unsigned k = 0; old && k < old->head.n_words; k++)
+            if (old->words[k].address == w->address)    /* what moved since it was last compared still counts */
+                w->last = old->words[k].last;
+    }
+    return IN_FORCE;
+}
+
+static bool any(const uint64_t *bits, unsigned n)
+{
+    while (n--)
+        if (bits[n])
+            return true;
+    return false;
+}
+
+static enum reply arm(const struct arm *a)
+{
+    size_t tail = ((size_t)a->n_pending + 2ul * a->n_words + a->n_code) * sizeof(uint64_t);
+    if (a->n_pending > MAX_PENDING || a->n_words > MAX_WORDS || a->n_code > MAX_CODE
+        || a->length != sizeof *a + tail)
+        return BAD;
+    struct filter *f = calloc(1, sizeof *f + sizeof *a + tail);
+    if (!f)
+        return NO_MEMORY;
+    f->head = *a;
+    f->pending = (uint64_t *)(f + 1);
+    f->code = f->pending + a->n_pending;
+    memcpy(f->pending, a->tail, a->n_pending * sizeof(uint64_t));
+    memcpy(f->code, a->tail + a->n_pending + 2 * a->n_words, a->n_code * sizeof(uint64_t));
+    qsort(f->pending, a->n_pending, sizeof(uint64_t), compare);
+    qsort(f->code, a->n_code, sizeof(uint64_t), compare);
+    enum reply reply = watch_words(f, a->tail + a->n_pending);
+    if (reply != IN_FORCE) {
+        free(f->words);
+        free(f);
+        return reply;
+    }
+    bool listed = a->every || (a->syscall && any(a->bitmap[0], 32));
+    f->only_pending = a->n_pending && !listed;
+    f->cr3 = a->asid || a->n_words || f->only_pending;
+    f->sys = listed || a->n_pending;
+    bool sys = f->sys, cr3 = f->cr3, code = a->code && a->n_code;
+    if (code && instrument(f->code, a->n_code))
+        flush_wanted++;
+    install(f);
+    words_of_vcpus(sys, cr3, code);
+    if (flush_wanted == flush_done)
+        return IN_FORCE;
+    wake_all();
+    return FLUSHING;
+}
+
+static bool transfer(int fd, void *to, size_t n)
+{
+    for (size_t done = 0; done < n;) {
+        ssize_t got = recv(fd, (char *)to + done, n - done, MSG_WAITALL);
+        if (got <= 0 && !(got < 0 && errno == EINTR))
+            return false;
+        done += got > 0 ? got : 0;
+    }
+    return true;
+}
+
+static bool send_descriptors(int to, int memory)
+{
+    struct shared *s = shared;
+    int fds[2 + 250];
+    unsigned n = 0;
+    fds[n++] = memory;
+    fds[n++] = wake_fd;
+    for (unsigned v = 0; v < n_vcpus && n < 252; v++)
+        fds[n++] = vcpus[v].fd;
+    union { char bytes[CMSG_SPACE(sizeof fds)]; struct cmsghdr align; } control = {0};
+    struct iovec hello = {s, 16};
+    struct msghdr m = {.msg_iov = &hello, .msg_iovlen = 1, .msg_control = &control,
+                       .msg_controllen = CMSG_SPACE(n * sizeof(int))};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(n * sizeof(int));
+    memcpy(CMSG_DATA(c), fds, n * sizeof(int));
+    return sendmsg(to, &m, MSG_NOSIGNAL) == 16;
+}
+
+static bool open_session(int fd)
+{
+    size_t offset = (sizeof(struct shared) + n_vcpus * 64 + 4095) / 4096 * 4096;
+    shared_size = offset + SLOTS * sizeof(struct event);
+    int memory = memfd_create("pse-trap", MFD_CLOEXEC);
+    if (memory < 0 || ftruncate(memory, shared_size) < 0) {
+        if (memory >= 0)
+            close(memory);
+        return false;
+    }
+    struct shared *s = mmap(NULL, shared_size, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+    wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    for (unsigned v = 0; v < n_vcpus; v++)
+        vcpus[v].fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    bool good = s != MAP_FAILED;
+    if (good) {
+        s->magic = MAGIC;
+        s->protocol = PROTOCOL;
+        s->vcpus = n_vcpus;
+        s->slots = SLOTS;
+        s->ring_offset = offset;
+        s->flushes = flush_done;
+        late = 0;
+        shared = s;
+        reader = true;
+        good = send_descriptors(fd, memory);
+    }
+    close(memory);
+    return good;
+}
+
+static void close_session(void)
+{
+    reader = false;
+    install(NULL);
+    words_of_vcpus(false, false, false);
+    for (unsigned v = 0; v < n_vcpus; v++) {
+        uint64_t one = 1;
+        while (vcpus[v].busy) {         /* held: let go */
+            if (write(vcpus[v].fd, &one, sizeof one) < 0 && errno != EAGAIN)
+                break;
+            sched_yield();
+        }
+    }
+    struct shared *s = atomic_exchange(&shared, NULL);
+    if (s)
+        munmap(s, shared_size);
+    for (unsigned v = 0; v < n_vcpus; v++) {
+        close(vcpus[v].fd);
+        vcpus[v].fd = -1;
+    }
+    close(wake_fd);
+    wake_fd = -1;
+}
+
+static void serve(int fd)
+{
+    static union { struct arm head; char bytes[sizeof(struct arm) + 8 * (MAX_PENDING + 2 * MAX_WORDS + MAX_CODE)]; } m;
+    while (transfer(fd, &m, sizeof m.head) && m.head.length >= sizeof m.head && m.head.length <= sizeof m
+           && transfer(fd, m.bytes + sizeof m.head, m.head.length - sizeof m.head)) {
+        uint64_t answer[2] = {arm(&m.head), flush_wanted};
+        if (send(fd, answer, sizeof answer, MSG_NOSIGNAL) != sizeof answer)
+            break;
+    }
+}
+
+static void *run(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        struct ucred peer;
+        socklen_t size = sizeof peer;
+        if (fd < 0) {
+            if (errno == EINTR || errno == ECONNABORTED)
+                continue;
+            return NULL;
+        }
+        if (!getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) && (!peer.uid || peer.uid == geteuid())) {
+            if (open_session(fd))
+                serve(fd);
+            close_session();
+        }
+        close(fd);
+    }
+}
+
+int control_listen(const char *path)
+{
+    struct stat found;
+    if (strlen(path) >= sizeof address.sun_path) {
+        fprintf(stderr, "pse-trap: the socket's path is too long\n");
+        return -1;
+    }
+    strcpy(address.sun_path, path);
+    if (!lstat(path, &found) && S_ISSOCK(found.st_mode))
+        unlink(path);                   /* of a QEMU that was killed */
+    mode_t mask = umask(0177);
+    listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int failed = listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 1);
+    umask(mask);
+    if (failed)
+        perror("pse-trap: socket");
+    return failed ? -1 : 0;
+}
+
+void control_start(void)
+{
+    sigset_t all, before;
+    pthread_t thread;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    if (!pthread_create(&thread, NULL, run, NULL))
+        pthread_detach(thread);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+void control_end(void)
+{
+    unlink(address.sun_path);
+}

@@ -1,0 +1,125 @@
+"""What the trap plugin and its reader exchange, as bytes (the C side is shared.h).  Pure.
+
+Connecting yields 16 bytes (magic, protocol, vCPUs, slots) with descriptors: a memfd, an eventfd that the
+plugin writes when something wants to be read, and one eventfd per vCPU that the reader writes after a resume
+word.  Each request sent is answered with 16 bytes: a status and the number of the cache flush that it waits
+for.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from live.core.memory import GuestVirtual
+from live.core.traps import AsidChange, CodeHit, Entry, Syscall, Trap, TrapRequest, VcpuIndex, asid_of
+
+MAGIC = 0x31455350
+PROTOCOL = 1
+HELLO = struct.Struct("<4I")
+ANSWER = struct.Struct("<2Q")
+STATUS_FLUSHING = 1
+STATUS_BAD_ADDRESS = 3
+
+RING_OFFSET = struct.Struct("<Q")
+RING_OFFSET_AT = 16
+HEAD_AT, TAIL_AT, DROPPED_AT, TIMEOUTS_AT, FLUSHES_AT = 64, 128, 192, 200, 208
+RESUMED_AT = 256
+RESUMED_STRIDE = 64
+EVENT_SIZE = 256
+
+_EVENT = struct.Struct("<2Q4BI4Q18Q")
+_HEAD = struct.Struct("<I4B4I32Q")
+_REGISTERS = (
+    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
+    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base"),
+)
+_BRIEF = (0, 2, 6, 7, 10)
+_KIND_ASID, _KIND_SYSCALL = 1, 2
+MAX_PENDING, MAX_WORDS, MAX_CODE = 4096, 64, 4096
+_NUMBERS = 1024
+
+
+def _bitmap(numbers: frozenset[int]) -> list[int]:
+    words = [0] * (_NUMBERS // 64)
+    for number in numbers:
+        if not 0 <= number < _NUMBERS:
+            raise ValueError(f"system-call number {number} is not in 0..{_NUMBERS - 1}")
+        words[number // 64] |= 1 << number % 64
+    return words
+
+
+def encode_request(request: TrapRequest, hold_ms: int, address_of: Callable[[int, int], int]) -> bytes:
+    """The message for a request.
+
+    ``address_of(gpa, size)`` gives the address of guest memory in QEMU's process.  Raises `ValueError` for
+    more than the plugin takes, and whatever ``address_of`` raises.
+    """
+    pending = sorted(request.pending)
+    code = sorted(request.code)
+    if len(pending) > MAX_PENDING or len(request.words) > MAX_WORDS or len(code) > MAX_CODE:
+        raise ValueError(f"more than {MAX_PENDING} asids, {MAX_WORDS} words or {MAX_CODE} code addresses")
+    tail: list[int] = [*pending]
+    for word in request.words:
+        tail += [address_of(word.gpa, word.size), word.size]
+    tail += code
+    bits = _bitmap(request.syscalls) + _bitmap(request.syscalls32)
+    return _HEAD.pack(
+        _HEAD.size + 8 * len(tail),
+        request.asid_changes,
+        request.every_syscall,
+        request.syscall_action,
+        request.code_action,
+        hold_ms,
+        len(pending),
+        len(request.words),
+        len(code),
+        *bits,
+    ) + struct.pack(f"<{len(tail)}Q", *tail)
+
+
+def decode_event(memory: memoryview, at: int) -> Trap:
+    """The trap in the ring's slot at byte ``at`` of the shared memory."""
+    (sequence, time, kind, held, entry, moved, vcpu, cr3, new_cr3, pc, number, *values) = _EVENT.unpack_from(
+        memory, at
+    )
+    registers = dict(zip(_REGISTERS, values, strict=True))
+    if not (held or registers["rsp"]):  # a recorded trap has a few registers only
+        registers = {_REGISTERS[index]: values[index] for index in _BRIEF}
+    index, asid, address = VcpuIndex(vcpu), asid_of(cr3), GuestVirtual(pc)
+    if kind == _KIND_ASID:
+        return AsidChange(
+            vcpu=index,
+            asid=asid,
+            cr3=cr3,
+            pc=address,
+            sequence=sequence,
+            time_ns=time,
+            held=bool(held),
+            registers=registers,
+            new_asid=asid_of(new_cr3),
+            moved=bool(moved),
+        )
+    if kind == _KIND_SYSCALL:
+        return Syscall(
+            vcpu=index,
+            asid=asid,
+            cr3=cr3,
+            pc=address,
+            sequence=sequence,
+            time_ns=time,
+            held=bool(held),
+            registers=registers,
+            number=number,
+            entry=Entry(entry),
+        )
+    return CodeHit(
+        vcpu=index,
+        asid=asid,
+        cr3=cr3,
+        pc=address,
+        sequence=sequence,
+        time_ns=time,
+        held=bool(held),
+        registers=registers,
+    )

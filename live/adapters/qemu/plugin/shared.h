@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: BSD-2-Clause
+ *
+ * What the trap plugin shares with its reader (protocol.py has the same), and what its two halves share.
+ */
+#pragma once
+#define _GNU_SOURCE
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "abi.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { MAGIC = 0x31455350, PROTOCOL = 1, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096 };
+enum kind { ASID = 1, SYSCALL = 2, CODE = 3 };
+enum action { OFF, RECORD, HOLD };
+enum { GPRS = 16, REGS = GPRS + 3, R_GS = GPRS, R_KGS, R_CR3 };
+#define REG_NAMES {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", \
+                   "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base", "cr3"}
+
+struct event {
+    uint64_t sequence, time;
+    uint8_t kind, held, entry, moved;
+    uint32_t vcpu;
+    uint64_t cr3, new_cr3, pc, number, regs[18], unused[7];
+};
+_Static_assert(sizeof(struct event) == 256, "layout");
+
+struct shared {
+    uint32_t magic, protocol, vcpus, slots;
+    uint64_t ring_offset, unused[5];
+    _Alignas(64) _Atomic uint64_t head;
+    _Alignas(64) _Atomic uint64_t tail;
+    _Alignas(64) _Atomic uint64_t dropped;
+    _Atomic uint64_t timeouts, flushes;
+    _Alignas(64) struct { _Alignas(64) _Atomic uint64_t resumed; } vcpu[];
+};
+
+struct arm {
+    uint32_t length;
+    uint8_t asid, every, syscall, code;
+    uint32_t hold_ms, n_pending, n_words, n_code;
+    uint64_t bitmap[2][16];
+    uint64_t tail[];                            /* pending[], {address, size}[], code[] */
+};
+
+struct word { uint64_t address, size; _Atomic uint64_t last; };
+struct filter {
+    struct arm head;
+    bool sys, cr3, only_pending;
+    uint64_t *pending, *code;
+    struct word *words;
+};
+
+/* --- the halves: trap.c runs on vCPU threads, control.c on a thread of its own ------------------------------ */
+struct score { uint64_t sys, cr3, ret, code; };                             /* one per vCPU: non-zero calls us */
+struct vcpu { _Alignas(64) _Atomic int deciding; _Atomic int busy; int fd; bool seen; GByteArray *buffer; };
+struct codes { size_t n; uint64_t at[]; };
+
+extern unsigned n_vcpus;
+extern struct vcpu *vcpus;
+extern _Atomic(struct filter *) filter;
+extern _Atomic(struct shared *) shared;
+extern _Atomic bool reader;                                                 /* one is connected */
+extern int wake_fd;
+extern _Atomic uint64_t late;
+extern struct codes *_Atomic codes;                                         /* all ever armed; grows only */
+extern _Atomic uint64_t flush_wanted, flush_begun, flush_done;
+
+struct score *score_of(unsigned vcpu);
+void wake_all(void);
+int compare(const void *, const void *);
+int control_listen(const char *path);
+void control_start(void);
+void control_end(void);

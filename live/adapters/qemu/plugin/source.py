@@ -1,0 +1,222 @@
+"""`TrapSource` over the trap plugin.
+
+Theory of operation: trap.c.  The ring is the only way of events; an eventfd says that a held one is in it.
+What is merely recorded does not wake us, so a wait looks at the ring again after `_GLANCE`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import socket
+import struct
+import time
+
+from live.adapters.qemu.plugin import protocol
+from live.core.errors import GuestGone, MemoryFault, NoTarget, NotPermitted, TargetError
+from live.core.memory import Segment
+from live.core.traps import AsidChange, CodeHit, Syscall, Trap, TrapCounters, TrapRequest
+
+DEFAULT_HOLD = 1.0
+"""Seconds that a vCPU is held at most."""
+_GLANCE = 0.02
+_CONNECT_TIMEOUT = 2.0
+_ARM_TIMEOUT = 10.0
+"""Seconds for new code addresses to be in force (milliseconds, unless QEMU hangs)."""
+_U64 = struct.Struct("<Q")
+
+
+class _HostAddresses:
+    """What `PluginSource` needs of the guest's memory: where QEMU has it."""
+
+    segments: tuple[Segment, ...]
+
+    def hva(self, gpa: int, length: int = 1) -> int:
+        """Address in QEMU's process."""
+        raise MemoryFault(gpa)
+
+
+class PluginSource:
+    """The reader of one guest's plugin.  The plugin serves one at a time."""
+
+    mode = "plugin"
+    supports: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit})
+    guarantee = (
+        "Every trap is seen before its instruction executes, on every vCPU; traps that are held are never "
+        "dropped, and a vCPU is held no longer than the limit."
+    )
+
+    def __init__(self, path: str, memory: object, hold: float = DEFAULT_HOLD) -> None:
+        """Connect to the plugin's socket.  ``memory`` has ``hva(gpa, length)``; ``hold``: limit in seconds.
+
+        Raises `NoTarget`, `NotPermitted`, `TargetError` (in use by another reader, another version).
+        """
+        self.description = f"TCG plugin at {path}"
+        self._hva = getattr(memory, "hva", _HostAddresses().hva)
+        self._hold_ms = max(1, round(hold * 1000))
+        self._delivered = 0
+        self._held: dict[int, int] = {}
+        self._descriptors: list[int] = []
+        self._socket = _connect(path)
+        try:
+            hello, self._descriptors, _, _ = socket.recv_fds(self._socket, protocol.HELLO.size, 256)
+            if len(hello) < protocol.HELLO.size:
+                raise TargetError(f"The plugin at {path} refused us; run as the guest's owner, or as root.")
+            magic, version, self.vcpu_count, self._slots = protocol.HELLO.unpack(hello)
+            if magic != protocol.MAGIC or version != protocol.PROTOCOL:
+                raise TargetError(
+                    "The guest has another version of the trap plugin; restart it with this one."
+                )
+            self._map = mmap.mmap(self._descriptors[0], 0)
+        except TimeoutError:
+            self._release()
+            raise TargetError(
+                f"The plugin at {path} serves another reader; end that one first, it serves one at a time."
+            ) from None
+        except BaseException:
+            self._release()
+            raise
+        self._view = memoryview(self._map)
+        self._ring = protocol.RING_OFFSET.unpack_from(self._view, protocol.RING_OFFSET_AT)[0]
+        self._tail = 0
+        self._poll = select.poll()
+        self._poll.register(self._descriptors[1], select.POLLIN)
+        self._poll.register(self._socket, select.POLLIN)
+
+    def _word(self, at: int) -> int:
+        return int(_U64.unpack_from(self._view, at)[0])
+
+    @property
+    def counters(self) -> TrapCounters:
+        """See `live.core.traps.TrapSource.counters`."""
+        return TrapCounters(
+            delivered=self._delivered,
+            dropped=self._word(protocol.DROPPED_AT),
+            hold_timeouts=self._word(protocol.TIMEOUTS_AT),
+        )
+
+    def arm(self, request: TrapRequest) -> None:
+        """Replace what is trapped.
+
+        In force when this returns, but for *new* code addresses while a trap is held: they need every vCPU
+        to leave generated code for a moment, so they are in force soon after that trap is resumed.
+
+        Raises `MemoryFault` for a word that is not in guest RAM, `TargetError`, `GuestGone`.
+        """
+        if request.accesses:
+            raise TargetError("The trap plugin does not watch data; trap code addresses instead.")
+        try:
+            message = protocol.encode_request(request, self._hold_ms, self._hva)
+        except ValueError as error:
+            raise TargetError(f"The trap plugin cannot do that: {error}; ask for less.") from None
+        try:
+            self._socket.sendall(message)
+            answer = self._socket.recv(protocol.ANSWER.size, socket.MSG_WAITALL)
+        except OSError:
+            answer = b""
+        if len(answer) < protocol.ANSWER.size:
+            raise self._gone()
+        status, flush = protocol.ANSWER.unpack(answer)
+        if status == protocol.STATUS_FLUSHING:
+            if not self._held:
+                self._await_flush(flush)
+        elif status:
+            raise TargetError(f"The trap plugin refused the request (status {status}); report this.")
+
+    def _await_flush(self, number: int) -> None:
+        deadline = time.monotonic() + _ARM_TIMEOUT
+        while self._word(protocol.FLUSHES_AT) < number:
+            if self._head() != self._tail:
+                return  # a vCPU is held or waits to be; the flush follows when it goes on
+            if self._hung_up():
+                raise self._gone()
+            if time.monotonic() > deadline:
+                raise TargetError(
+                    "New code addresses cannot be armed while the guest's vCPUs do not run; resume the guest."
+                )
+            time.sleep(0.0005)
+
+    def _head(self) -> int:
+        return self._word(protocol.HEAD_AT)
+
+    def _hung_up(self) -> bool:
+        return any(
+            number != self._descriptors[1] and flags & (select.POLLHUP | select.POLLERR | select.POLLIN)
+            for number, flags in self._poll.poll(0)
+        )
+
+    @staticmethod
+    def _gone() -> GuestGone:
+        return GuestGone("The guest has ended, and its trap plugin with it; start it to watch again.")
+
+    def wait(self, timeout: float | None) -> Trap | None:
+        """See `live.core.traps.TrapSource.wait`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._head() == self._tail:
+            rest = _GLANCE if deadline is None else min(_GLANCE, deadline - time.monotonic())
+            for number, _flags in self._poll.poll(max(rest, 0) * 1000):
+                if number == self._descriptors[1]:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(number, 8)
+                elif self._head() == self._tail:
+                    raise self._gone()
+            if deadline is not None and time.monotonic() >= deadline and self._head() == self._tail:
+                return None
+        trap = protocol.decode_event(self._view, self._ring + self._tail % self._slots * protocol.EVENT_SIZE)
+        self._tail += 1
+        _U64.pack_into(self._view, protocol.TAIL_AT, self._tail)
+        self._delivered += 1
+        if trap.held:
+            self._held[trap.vcpu] = trap.sequence
+        return trap
+
+    def resume(self, trap: Trap) -> None:
+        """See `live.core.traps.TrapSource.resume`."""
+        if self._held.get(trap.vcpu) != trap.sequence:
+            return
+        del self._held[trap.vcpu]
+        at = protocol.RESUMED_AT + protocol.RESUMED_STRIDE * trap.vcpu
+        _U64.pack_into(self._view, at, trap.sequence)
+        os.eventfd_write(self._descriptors[2 + trap.vcpu], 1)
+
+    def close(self) -> None:
+        """Detach: the plugin lets every vCPU go and is idle again.  Safe to call twice."""
+        if self._socket.fileno() < 0:
+            return
+        # The plugin hangs up when it has let go, so that nothing of ours is in force when this returns.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(_CONNECT_TIMEOUT)
+            self._socket.recv(1)
+        self._view.release()
+        self._map.close()
+        self._release()
+
+    def _release(self) -> None:
+        self._socket.close()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def _connect(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(_CONNECT_TIMEOUT)
+    try:
+        connection.connect(path)
+    except PermissionError:
+        connection.close()
+        raise NotPermitted(
+            f"Permission to use the plugin at {path} is denied; run as the guest's owner, or as root."
+        ) from None
+    except (TimeoutError, BlockingIOError):
+        connection.close()
+        raise TargetError(f"The plugin at {path} serves another reader; end that one first.") from None
+    except OSError as error:
+        connection.close()
+        raise NoTarget(
+            f"No trap plugin listens at {path} ({error.strerror}); start the guest with -plugin "
+            "(python -m live.adapters.qemu.plugin.build prints its path)."
+        ) from error
+    return connection

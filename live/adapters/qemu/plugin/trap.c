@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: BSD-2-Clause
+ *
+ * QEMU TCG plugin: traps at system calls, CR3 writes and code addresses, filtered beside the vCPU.
+ *
+ * Theory of operation
+ * -------------------
+ * At translation, `syscall`, `sysenter`, `int 0x80`, `mov cr3` and (to get a vCPU's attention) `iretq` get a
+ * *conditional* callback: generated code compares one word per vCPU, and calls us only while it is non-zero.
+ * Code addresses get one too, when they are known; new ones are known only to blocks translated later, so the
+ * translation cache is flushed once by qemu_plugin_reset(), which must be called on a vCPU's thread: the words are
+ * set, and the first vCPU that calls us does it.  One that sleeps is woken by subscribing to one more event: QEMU
+ * queues work for every vCPU then, and reports its wake-up (seen in QEMU 10.0; no other call does it).
+ *
+ * A reader connects to our socket and gets a memfd (ring of events, counters, resume words) and eventfds.  It
+ * sends filters (struct arm); the words of the vCPUs follow from them.  An event goes to the ring; for a held one
+ * the vCPU then waits for its resume word, the time limit, or the end of the reader, whichever is first.
+ *
+ * Rules: `filter` is read only between enter() and leave(), so that one that was replaced can be freed when no
+ * vCPU is between them; `session` memory is used only while `busy` is set.  A reader that let a hold run into its
+ * limit is late: nothing is held for it until it has read up to that event.
+ *
+ * Words of guest memory are compared through QEMU's own mapping of guest RAM; the reader has the address from the
+ * monitor (gpa2hva), and it is tried with process_vm_readv before use.
+ *
+ * The ABI of QEMU (plugin API 4) and of GLib is declared here as far as it is used; no header of theirs is needed.
+ */
+#include "shared.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+EXPORT int qemu_plugin_version = 4;
+
+unsigned n_vcpus;
+struct vcpu *vcpus;
+_Atomic(struct filter *) filter;
+_Atomic(struct shared *) shared;
+_Atomic bool reader;
+int wake_fd = -1;
+_Atomic uint64_t late;                  /* ring position behind the hold that ran out; 0: reader is in time */
+struct codes *_Atomic codes;
+_Atomic uint64_t flush_wanted, flush_begun, flush_done;
+
+static uint64_t plugin;
+static void *scores, *handles[REGS];
+static const char *const names[REGS] = REG_NAMES;
+static atomic_flag ring_lock = ATOMIC_FLAG_INIT;
+static uint64_t sequence;
+
+static uint64_t masked(uint64_t cr3) { return cr3 & ~(0x1fffull | 1ull << 63); }
+
+int compare(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static bool has(const uint64_t *set, size_t n, uint64_t x)
+{
+    return n && bsearch(&x, set, n, sizeof x, compare);
+}
+
+static uint64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+static uint64_t reg(unsigned v, int which)
+{
+    uint64_t value = 0;
+    GByteArray *buffer = vcpus[v].buffer;
+    if (handles[which]) {
+        g_byte_array_set_size(buffer, 0);
+        if (qemu_plugin_read_register(handles[which], buffer) > 0)
+            memcpy(&value, buffer->data, buffer->len < 8 ? buffer->len : 8);
+    }
+    return value;
+}
+
+struct score *score_of(unsigned v) { return qemu_plugin_scoreboard_find(scores, v); }
+
+/* --- events ------------------------------------------------------------------------------------------------- */
+static void hold(struct shared *s, unsigned v, uint64_t seq, uint64_t position, unsigned limit_ms)
+{
+    uint64_t end = now() + limit_ms * 1000000ull, t, drain;
+    while (reader && s->vcpu[v].resumed < seq) {
+        if ((t = now()) >= end) {
+            s->timeouts++;
+            late = position;
+            return;
+        }
+        struct timespec rest = {(end - t) / 1000000000, (end - t) % 1000000000};
+        struct pollfd p = {vcpus[v].fd, POLLIN, 0};
+        if (ppoll(&p, 1, &rest, NULL) > 0 && read(p.fd, &drain, sizeof drain) < 0)
+            sched_yield();
+    }
+}
+
+static void emit(struct event *e, enum action action, unsigned limit_ms)
+{
+    struct shared *s = shared;
+    unsigned v = e->vcpu;
+    static const uint8_t brief[] = {0, 2, 6, 7, 10};    /* rax rdx rsi rdi r10 */
+    if (!s)
+        return;
+    if (late && s->tail >= late)
+        late = 0;
+    bool held = action == HOLD && !late;
+    if (action == HOLD)
+        for (int i = 0; i < 18; i++)
+            e->regs[i] = reg(v, i);
+    else
+        for (unsigned i = 0; i < sizeof brief; i++)
+            e->regs[brief[i]] = reg(v, brief[i]);
+    e->held = held;
+    e->time = now();
+    while (atomic_flag_test_and_set_explicit(&ring_lock, memory_order_acquire))
+        ;
+    uint64_t head = s->head, used = head - s->tail;
+    e->sequence = ++sequence;
+    bool fits = used < (held ? SLOTS : SLOTS - 256);
+    if (fits) {
+        memcpy((char *)s + s->ring_offset + head % SLOTS * sizeof *e, e, sizeof *e);
+        s->head = head + 1;
+    } else {
+        s->dropped++;
+    }
+    atomic_flag_clear_explicit(&ring_lock, memory_order_release);
+    if (held || used == SLOTS / 4) {
+        uint64_t one = 1;
+        if (write(wake_fd, &one, sizeof one) < 0)
+            return;
+    }
+    if (held && fits)
+        hold(s, v, e->sequence, head + 1, limit_ms);
+}
+
+/* --- callbacks, on the vCPU's thread ------------------------------------------------------------------------ */
+static void flushed(uint64_t id);
+
+static struct filter *enter(unsigned v)
+{
+    vcpus[v].busy = 1;
+    vcpus[v].deciding = 1;
+    uint64_t begun = flush_begun, wanted = flush_wanted;
+    if (wanted > begun && atomic_compare_exchange_strong(&flush_begun, &begun, wanted))
+        qemu_plugin_reset(plugin, flushed);
+    return filter;
+}
+
+static void leave(unsigned v, struct event *e, enum action action, unsigned limit_ms)
+{
+    vcpus[v].deciding = 0;
+    if (action != OFF && reader)
+        emit(e, action, limit_ms);
+    vcpus[v].busy = 0;
+}
+
+/* A vaddr has 57 significant bits; the 7 above carry what else the instruction's callback has to know. */
+static void *packed(uint64_t vaddr, unsigned extra) { return (void *)(vaddr << 7 >> 7 | (uint64_t)extra << 57); }
+static uint64_t vaddr_of(void *p) { return (uint64_t)((int64_t)((uint64_t)p << 7) >> 7); }
+static unsigned extra_of(void *p) { return (uint64_t)p >> 57; }
+
+/* Bit 0 of the word, while only the system calls of pending asids count; the others are for attention. */
+static void switch_syscalls(unsigned v, bool on)
+{
+    if (on)
+        __atomic_fetch_or(&score_of(v)->sys, 1, __ATOMIC_SEQ_CST);
+    else
+        __atomic_fetch_and(&score_of(v)->sys, ~1ull, __ATOMIC_SEQ_CST);
+}
+
+static void on_syscall(unsigned v, void *data)
+{
+    struct event e = {.kind = SYSCALL, .vcpu = v, .pc = vaddr_of(data), .entry = extra_of(data)};
+    struct filter *f = enter(v);
+    enum action action = OFF;
+    unsigned limit = 0;
+    if (f && f->sys) {
+        limit = f->head.hold_ms;
+        e.cr3 = reg(v, R_CR3);
+        action = f->head.every;
+        if (f->head.n_pending) {
+            if (has(f->pending, f->head.n_pending, masked(e.cr3)))
+                action = HOLD;
+            else if (f->only_pending)
+                switch_syscalls(v, false);
+        }
+        e.number = reg(v, 0) & 0xffffffff;
+        if (e.number < 1024 && f->head.syscall > action
+            && f->head.bitmap[e.entry != 0][e.number / 64] >> e.number % 64 & 1)
+            action = f->head.syscall;
+    }
+    leave(v, &e, action, limit);
+}
+
+static void on_cr3(unsigned v, void *data)
+{
+    struct event e = {.kind = ASID, .vcpu = v, .pc = vaddr_of(data)};
+    struct filter *f = enter(v);
+    enum action action = OFF;
+    unsigned limit = 0;
+    if (f && f->cr3) {
+        limit = f->head.hold_ms;
+        e.cr3 = reg(v, R_CR3);
+        e.new_cr3 = reg(v, extra_of(data));
+        if (masked(e.cr3) != masked(e.new_cr3)) {
+            action = f->head.asid;
+            if (f->only_pending)
+                switch_syscalls(v, has(f->pending, f->head.n_pending, masked(e.new_cr3)));
+            for (unsigned i = 0; i < f->head.n_words; i++) {
+                struct word *w = &f->words[i];
+                uint64_t value = w->size == 8 ? *(volatile uint64_t *)w->address : *(volatile uint32_t *)w->address;
+                if (value != atomic_load_explicit(&w->last, memory_order_relaxed)
+                    && atomic_exchange(&w->last, value) != value)
+                    e.moved = 1;
+            }
+            if (e.moved)
+                action = HOLD;
+        }
+    }
+    leave(v, &e, action, limit);
+}
+
+static void on_code(unsigned v, void *data)
+{
+    struct event e = {.kind = CODE, .vcpu = v, .pc = (uint64_t)data};
+    struct filter *f = enter(v);
+    enum action action = OFF;
+    unsigned limit = 0;
+    if (f && has(f->code, f->head.n_code, e.pc)) {
+        limit = f->head.hold_ms;
+        e.cr3 = reg(v, R_CR3);
+        action = f->head.code;
+    }
+    leave(v, &e, action, limit);
+}
+
+static void on_return(unsigned v, void *data)
+{
+    (void)data;
+    enter(v);
+    if (flush_wanted == flush_done) {   /* no attention needed any more; bit 0 is the control thread's */
+        struct score *s = score_of(v);
+        __atomic_fetch_and(&s->ret, 0, __ATOMIC_SEQ_CST);
+        __atomic_fetch_and(&s->sys, 1, __ATOMIC_SEQ_CST);
+        __atomic_fetch_and(&s->cr3, 1, __ATOMIC_SEQ_CST);
+    }
+    leave(v, NULL, OFF, 0);
+}
+
+static void on_resume(uint64_t id, unsigned v)
+{
+    (void)id;
+    if (v < n_vcpus && vcpus[v].seen)
+        on_return(v, NULL);
+}
+
+static void on_idle(uint64_t id, unsigned v)
+{
+    (void)id, (void)v;
+}
+
+void wake_all(void)
+{
+    qemu_plugin_register_vcpu_idle_cb(plugin, on_idle);
+}
+
+static void on_translate(uint64_t id, void *tb)
+{
+    (void)id;
+    size_t n = qemu_plugin_tb_n_insns(tb);
+    struct codes *c = codes;
+    for (size_t i = 0; i < n; i++) {
+        void *insn = qemu_plugin_tb_get_insn(tb, i);
+        size_t size = qemu_plugin_insn_size(insn);
+        score_u64 word = {scores, 0};
+        uint64_t vaddr = 0;
+        uint8_t b[4];
+        if (c && c->n) {
+            vaddr = qemu_plugin_insn_vaddr(insn);
+            if (vaddr >= c->at[0] && vaddr <= c->at[c->n - 1] && has(c->at, c->n, vaddr)) {
+                word.offset = offsetof(struct score, code);
+                qemu_plugin_register_vcpu_insn_exec_cond_cb(insn, on_code, CB_R_REGS, COND_NE, word, 0, (void *)vaddr);
+            }
+        }
+        if (size < 2 || size > 4)
+            continue;
+        qemu_plugin_insn_data(insn, b, size);
+        vaddr = qemu_plugin_insn_vaddr(insn);
+        if (b[0] == 0x0f && (b[1] == 0x05 || b[1] == 0x34)) {
+            word.offset = offsetof(struct score, sys);
+            qemu_plugin_register_vcpu_insn_exec_cond_cb(insn, on_syscall, CB_R_REGS, COND_NE, word, 0,
+                                                        packed(vaddr, b[1] == 0x34));
+        } else if (b[0] == 0xcd && b[1] == 0x80) {
+            word.offset = offsetof(struct score, sys);
+            qemu_plugin_register_vcpu_insn_exec_cond_cb(insn, on_syscall, CB_R_REGS, COND_NE, word, 0,
+                                                        packed(vaddr, 2));
+        } else if (b[0] == 0x48 && b[1] == 0xcf) {
+            word.offset = offsetof(struct score, ret);
+            qemu_plugin_register_vcpu_insn_exec_cond_cb(insn, on_return, CB_NO_REGS, COND_NE, word, 0, NULL);
+        } else {
+            unsigned rex = (b[0] & 0xf0) == 0x40 ? b[0] : 0;
+            uint8_t *op = rex ? b + 1 : b;
+            if (size == (rex ? 4 : 3) && op[0] == 0x0f && op[1] == 0x22 && (op[2] >> 3 & 7) == 3 && !(rex & 4)) {
+                word.offset = offsetof(struct score, cr3);
+                qemu_plugin_register_vcpu_insn_exec_cond_cb(insn, on_cr3, CB_R_REGS, COND_NE, word, 0,
+                                                            packed(vaddr, (op[2] & 7) | (rex & 1) << 3));
+            }
+        }
+    }
+}
+
+/* --- set-up ------------------------------------------------------------------------------------------------- */
+static void on_vcpu(uint64_t id, unsigned v)
+{
+    (void)id;
+    if (v >= n_vcpus || vcpus[v].seen)
+        return;
+    GArray *all = qemu_plugin_get_registers();
+    const reg_descriptor *r = (const void *)all->data;
+    for (unsigned i = 0; v == 0 && i < all->len; i++)
+        for (int k = 0; k < REGS; k++)
+            if (!handles[k] && !strcmp(r[i].name, names[k]))
+                handles[k] = r[i].handle;
+    g_array_free(all, 1);
+    vcpus[v].buffer = g_byte_array_new();
+    vcpus[v].seen = true;
+    if (v == 0)
+        control_start();                /* not earlier: QEMU may still have to fork into the background */
+}
+
+static void on_end(uint64_t id, void *data)
+{
+    (void)id, (void)data;
+    control_end();
+}
+
+static void subscribe(uint64_t id)
+{
+    qemu_plugin_register_vcpu_init_cb(id, on_vcpu);
+    qemu_plugin_register_vcpu_resume_cb(id, on_resume);
+    qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
+    qemu_plugin_register_atexit_cb(id, on_end, NULL);
+}
+
+static void flushed(uint64_t id)        /* every vCPU is out of generated code */
+{
+    subscribe(id);
+    flush_done = flush_begun;
+    vcpus[0].busy = 1;
+    if (reader)
+        shared->flushes = flush_done;
+    vcpus[0].busy = 0;
+}
+
+EXPORT int qemu_plugin_install(uint64_t id, const qemu_info_t *info, int argc, char **argv)
+{
+    const char *path = NULL;
+    for (int i = 0; i < argc; i++)
+        if (!strncmp(argv[i], "socket=", 7))
+            path = argv[i] + 7;
+    if (!path || !info->system_emulation || strcmp(info->target_name, "x86_64")) {
+        fprintf(stderr, "pse-trap: needs socket=PATH and qemu-system-x86_64\n");
+        return 1;
+    }
+    plugin = id;
+    n_vcpus = info->system.max_vcpus;
+    vcpus = aligned_alloc(64, n_vcpus * sizeof *vcpus);
+    if (!vcpus || control_listen(path) < 0)
+        return 1;
+    memset(vcpus, 0, n_vcpus * sizeof *vcpus);
+    for (unsigned v = 0; v < n_vcpus; v++)
+        vcpus[v].fd = -1;
+    scores = qemu_plugin_scoreboard_new(sizeof(struct score));
+    subscribe(id);
+    return 0;
+}

@@ -1,0 +1,242 @@
+"""Events and traps as JSON that belongs to no output schema, and back.
+
+Every field of the dataclasses of `live.core` is kept, None and defaults are left out.  Reading checks every
+type and bound: what comes out of a stranger's file is as sound as what came out of a guest.  A field that is
+not known (a newer writer) is ignored, one that is missing (an older writer) has its default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from live.core.events import (
+    EndReason,
+    Event,
+    ExitStatus,
+    Identity,
+    Namespaces,
+    Occasion,
+    Process,
+    ProcessEnd,
+    ProcessExec,
+    ProcessStart,
+    StartReason,
+)
+from live.core.memory import Asid, GuestVirtual
+from live.core.traps import AsidChange, CodeHit, Entry, Syscall, Trap, VcpuIndex
+
+Json = dict[str, Any]
+Parser = Callable[[Any], Any]
+
+MAX_TIME = 1 << 62
+"""UTC ns: the year 2116."""
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 64:
+        raise ValueError("a number is none, or too large")
+    return int(value)
+
+
+def _time(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < MAX_TIME:
+        raise ValueError("a time is none, or beyond the year 2116")
+    return int(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text is none")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("a truth value is none")
+    return value
+
+
+def _identity(value: Any) -> Identity:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("an identity is none")
+    return Identity(_integer(value[0]), _integer(value[1]))
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError("a list is none")
+    return tuple(_text(one) for one in value)
+
+
+def _record(kind: Callable[..., Any], parsers: Mapping[str, Parser]) -> Parser:
+    def parse(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError("an object is none")
+        known = {name: parsers[name](one) for name, one in value.items() if name in parsers}
+        try:
+            return kind(**known)
+        except TypeError as error:  # a field without a default is missing
+            raise ValueError(str(error)) from None
+
+    return parse
+
+
+def _number_or_none(value: Any) -> int | None:
+    return None if value is None else _integer(value)
+
+
+_status = _record(ExitStatus, {"code": _number_or_none, "signal": _number_or_none, "core": _truth})
+_namespaces = _record(Namespaces, {field.name: _number_or_none for field in fields(Namespaces)})
+_occasion = _record(Occasion, {"time_ns": _time, "trigger": _text, "late_ns": _integer, "missed": _integer})
+_PROCESS: dict[str, Parser] = {
+    **{field.name: _integer for field in fields(Process)},
+    "identity": _identity,
+    "parent": _identity,
+    "comm": _text,
+    "kernel": _truth,
+    "task": lambda value: GuestVirtual(_integer(value)),
+    "asid": lambda value: None if value is None else Asid(_integer(value)),
+    "exe": _text,
+    "args": _texts,
+    "args_truncated": _truth,
+    "cwd": _text,
+    "namespaces": _namespaces,
+    "cgroup": _text,
+    "container_id": _text,
+    "exited": _status,
+}
+_process = _record(Process, _PROCESS)
+_DEFAULTS = {field.name: field.default for field in fields(Process)}
+
+
+def _encode_process(process: Process) -> Json:
+    result: Json = {}
+    for name, default in _DEFAULTS.items():
+        value = getattr(process, name)
+        if value is None and name != "asid":
+            continue
+        if value == default:
+            continue
+        if name == "namespaces":
+            value = {one.name: getattr(value, one.name) for one in fields(Namespaces)}
+        elif name == "exited":
+            value = _encode_status(value)
+        result[name] = value
+    return result
+
+
+def _encode_status(status: ExitStatus) -> Json:
+    return {"code": status.code, "signal": status.signal, "core": status.core}
+
+
+def _encode_occasion(occasion: Occasion) -> Json:
+    return {
+        "time_ns": occasion.time_ns,
+        "trigger": occasion.trigger,
+        "late_ns": occasion.late_ns,
+        "missed": occasion.missed,
+    }
+
+
+def encode_event(event: Event) -> Json:
+    """An event as nested JSON values; None and defaults of a process are left out."""
+    result: Json = {"occasion": _encode_occasion(event.occasion)}
+    if isinstance(event, ProcessExec):
+        return {
+            "event": "exec",
+            "old": _encode_process(event.old),
+            "new": _encode_process(event.new),
+            **result,
+        }
+    result["process"] = _encode_process(event.process)
+    result["reason"] = event.reason.value
+    if isinstance(event, ProcessStart):
+        return {"event": "start", **result}
+    if event.status is not None:
+        result["status"] = _encode_status(event.status)
+    return {"event": "end", **result}
+
+
+def decode_event(value: Any) -> Event:
+    """The inverse.  Raises `ValueError`."""
+    if not isinstance(value, dict):
+        raise ValueError("an event is no object")
+    kind, occasion = value.get("event"), _occasion(value.get("occasion"))
+    if kind == "exec":
+        return ProcessExec(old=_process(value.get("old")), new=_process(value.get("new")), occasion=occasion)
+    process = _process(value.get("process"))
+    if kind == "start":
+        return ProcessStart(process=process, reason=StartReason(value.get("reason")), occasion=occasion)
+    if kind != "end":
+        raise ValueError("an event is of no known kind")
+    status = value.get("status")
+    return ProcessEnd(
+        process=process,
+        reason=EndReason(value.get("reason")),
+        status=None if status is None else _status(status),
+        occasion=occasion,
+    )
+
+
+_TRAPS: Mapping[str, type[Trap]] = {"asid": AsidChange, "syscall": Syscall, "code": CodeHit}
+_KINDS = {kind: name for name, kind in _TRAPS.items()}
+
+
+def encode_trap(trap: Trap) -> Json:
+    """A trap as JSON values."""
+    result: Json = {"trap": _KINDS[type(trap)]}
+    for one in fields(trap):
+        value = getattr(trap, one.name)
+        result[one.name] = dict(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def _registers(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or len(value) > 256:
+        raise ValueError("registers are none")
+    return {name: _integer(number) for name, number in value.items()}
+
+
+_COMMON: dict[str, Parser] = {
+    "vcpu": lambda value: VcpuIndex(_integer(value)),
+    "asid": lambda value: Asid(_integer(value)),
+    "cr3": _integer,
+    "pc": lambda value: GuestVirtual(_integer(value)),
+    "sequence": _integer,
+    "time_ns": _integer,
+    "held": _truth,
+    "registers": _registers,
+}
+_OF_KIND: Mapping[str, Parser] = {
+    "asid": _record(
+        AsidChange, {**_COMMON, "new_asid": lambda value: Asid(_integer(value)), "moved": _truth}
+    ),
+    "syscall": _record(
+        Syscall, {**_COMMON, "number": _integer, "entry": lambda value: Entry(_integer(value))}
+    ),
+    "code": _record(CodeHit, _COMMON),
+}
+
+
+def decode_trap(value: Any) -> Trap:
+    """The inverse.  Raises `ValueError`."""
+    if not isinstance(value, dict) or value.get("trap") not in _OF_KIND:
+        raise ValueError("a trap is of no known kind")
+    trap: Trap = _OF_KIND[value["trap"]](value)
+    return trap
+
+
+def dumps(value: Json) -> bytes:
+    """Compact ASCII JSON; lone surrogates (undecodable bytes of the guest) survive as escapes."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def loads(raw: bytes) -> Any:
+    """The inverse.  Raises `ValueError`, for nesting without end too."""
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None

@@ -1,0 +1,140 @@
+"""The watcher is killed in the middle of a hold: the guest goes on, and another can attach."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from live.adapters.qemu import attach
+from live.adapters.qemu.modes import choose
+from live.core.errors import TargetError
+from live.core.traps import TrapRequest
+from tests.adapters import sockets
+from tests.adapters.test_contract import drain, symbols
+from tests.guest.fixtures import Boot
+
+WATCHER = """
+import sys, time
+from live.adapters.qemu import attach
+from live.adapters.qemu.modes import choose
+from live.core.traps import TrapRequest
+guest = attach(sys.argv[1])
+source = choose(guest, sys.argv[2], hold=60).source
+source.arm(TrapRequest(code=frozenset({int(sys.argv[3])})))
+print("armed", flush=True)
+assert source.wait(None).held
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("mode", ["plugin", "gdbstub"])
+def test_killed_in_a_hold(mode: str, how: signal.Signals, boot: Boot) -> None:
+    argument = sockets.plugin("kill")
+    guest = boot(cpus=2, plugins=(argument,))
+    address = symbols(guest, "wake_up_new_task")["wake_up_new_task"]
+    command = [sys.executable, "-c", WATCHER, str(guest.pid), mode, str(address)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout is not None
+        assert watcher.stdout.readline() == "armed\n"
+        job = guest.start(["true"])
+        assert watcher.stdout.readline() == "held\n"
+        watcher.send_signal(how)
+        killed = time.monotonic()
+        watcher.wait()
+        job.wait(10)
+        # One second for us; the rest is what a loaded machine takes for a process in the guest.
+        assert time.monotonic() - killed < 5
+    deadline = time.monotonic() + 5
+    while True:  # the guardian of gdbstub mode may still be on its way out
+        try:
+            with attach(str(guest.pid)) as attached:
+                assert not attached.paused()
+                source = choose(attached, mode).source
+                assert source is not None
+                source.arm(TrapRequest(code=frozenset({address})))
+                hits = drain(source, lambda: guest.start(["true"]).wait(20) and None)
+                source.close()
+            break
+        except TargetError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    assert [hit.pc for hit in hits] == [address]
+
+
+def test_modes(boot: Boot) -> None:
+    guest = boot(fresh=True, plugins=(sockets.plugin("modes"),))
+    with attach(str(guest.pid)) as attached:
+        best = choose(attached)
+        assert (best.mode, best.skipped) == ("plugin", ())
+        second = choose(attached)
+        assert (second.mode, second.source) == ("poll", None)
+        assert second.skipped[0].startswith("plugin: The plugin at ")
+        assert second.skipped[1].startswith("gdbstub: under TCG it slows the guest down")
+        second = choose(attached, "gdbstub")
+        assert best.source is not None
+        assert second.source is not None
+        second.source.close()
+        best.source.close()
+        poll = choose(attached, "poll")
+        assert (poll.mode, poll.source) == ("poll", None)
+        with pytest.raises(
+            TargetError, match="There is no mode 'magic'; use one of plugin, gdbstub, poll, or auto"
+        ):
+            choose(attached, "magic")
+
+
+def test_old_qemu_has_no_plugin_mode_and_says_so(boot: Boot) -> None:
+    guest = boot(qemu="7.2")
+    with attach(str(guest.pid)) as attached:
+        with pytest.raises(TargetError, match=r"^QEMU 7\.2\.\d+ is too old for the trap plugin"):
+            choose(attached, "plugin")
+        assert choose(attached).mode == "poll"
+        choice = choose(attached, "gdbstub")
+        assert choice.source is not None
+        address = symbols(guest, "wake_up_new_task")["wake_up_new_task"]
+        choice.source.arm(TrapRequest(code=frozenset({address})))
+        hits = drain(choice.source, lambda: guest.start(["true"]).wait(20) and None)
+        assert [hit.pc for hit in hits] == [address]
+        choice.source.close()
+
+
+def test_ten_seconds_of_attaching_and_detaching_leave_nothing(boot: Boot) -> None:
+    argument = sockets.plugin("kill")
+    guest = boot(cpus=2, plugins=(argument,))
+    request = TrapRequest(code=frozenset(symbols(guest, "wake_up_new_task").values()))
+
+    def state() -> tuple[int, int, int]:
+        ours, theirs = (len(os.listdir(f"/proc/{pid}/fd")) for pid in ("self", guest.pid))
+        return ours, theirs, len(os.listdir("/proc/self/task"))
+
+    def cycle(mode: str) -> None:
+        with attach(str(guest.pid)) as attached:
+            source = choose(attached, mode).source
+            assert source is not None
+            source.arm(request)
+            source.close()
+
+    for mode in ("plugin", "gdbstub"):
+        cycle(mode)
+        time.sleep(0.5)
+        before = state()
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            cycle(mode)
+        # The plugin lets go of a session, and a thread of ours ends, a moment after close().
+        for _ in range(100):
+            after = state()
+            if all(now <= then for now, then in zip(after, before, strict=True)):
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"{mode}: {after}, before {before}")
+    assert guest.run(["true"]).status == 0
