@@ -1,0 +1,89 @@
+"""The kernels that the lab boots, as data."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import cache
+from .apt import Apt
+from .errors import FetchError
+
+_KERNEL_PACKAGE = re.compile(r"linux-(image|base|binary|modules)-\d\S*-cloud-amd64|linux-base-cloud-amd64")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One row of the table: a name, and where a Debian suite has that kernel's image."""
+
+    name: str
+    suite: str
+    holder: str = "image"
+    """Which of the packages ``linux-<holder>-VERSION-cloud-amd64`` has the image."""
+    image: str = "boot/vmlinuz-*"
+    meta: str = "linux-image-cloud-amd64"
+    """The package that always depends on the suite's newest kernel."""
+
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel(name="5.10", suite="bullseye"),
+        Kernel(name="6.1", suite="bookworm"),
+        Kernel(name="6.12", suite="trixie"),
+        # From 7.x on Debian splits the image from its modules.
+        Kernel(name="7.2", suite="sid", holder="binary", image="usr/lib/modules/*/vmlinuz"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A kernel in the cache."""
+
+    name: str
+    vmlinuz: Path
+    release: str
+    """What ``uname -r`` says in the guest. A suite moves on: this may be newer than the name says."""
+    package: str
+
+
+def fetch(name: str) -> Image:
+    """Return the kernel *name* of the table, fetched into the cache if it is not there yet."""
+    if name not in KERNELS:
+        raise FetchError(f"no kernel {name!r} in the lab's table: choose one of {', '.join(KERNELS)}")
+    directory = cache.publish(cache.root() / "kernels" / name, lambda work: _build(KERNELS[name], work))
+    release, package = (directory / "release").read_text().split()
+    return Image(name=name, vmlinuz=directory / "vmlinuz", release=release, package=package)
+
+
+def _build(kernel: Kernel, work: Path) -> None:
+    apt = Apt(kernel.suite)
+    package = _image_package(apt, kernel)
+    (work / "files").mkdir()
+    apt.unpack_into(package, work / "files")
+    images = sorted((work / "files").glob(kernel.image))
+    if len(images) != 1:
+        raise FetchError(
+            f"package {package} has no {kernel.image}: correct the row {kernel.name} in kernels.py"
+        )
+    images[0].rename(work / "vmlinuz")
+    release = package.removeprefix(f"linux-{kernel.holder}-")
+    (work / "release").write_text(f"{release} {package}\n")
+    shutil.rmtree(work / "files")
+
+
+def _image_package(apt: Apt, kernel: Kernel) -> str:
+    """Follow the meta package's dependencies to the package with the image."""
+    wanted = re.compile(rf"linux-{kernel.holder}-\d\S*-cloud-amd64")
+    seen: list[str] = [kernel.meta]
+    for name in seen:  # grows while we walk it
+        if wanted.fullmatch(name):
+            return name
+        seen += [new for new in apt.depends(name) if new not in seen and _KERNEL_PACKAGE.fullmatch(new)]
+    raise FetchError(
+        f"suite {kernel.suite} has no package linux-{kernel.holder}-*-cloud-amd64: "
+        f"correct the row {kernel.name} in kernels.py"
+    )

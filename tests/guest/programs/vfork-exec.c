@@ -1,0 +1,14 @@
+/* N times vfork, then exec of `true`. N starts, N execs, N ends. */
+#include "lab.h"
+
+int main(int argc, char **argv)
+{
+	for (int i = times(argc, argv); i--;) {
+		pid_t pid = vfork();
+		if (!pid) {
+			exec_true();
+			_exit(99);
+		}
+		reap(pid, 0);
+	}
+}
