@@ -1,0 +1,64 @@
+"""Which events are meant: ``exec:*/nc``, a number, ``first`` or ``last``."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+
+from live.adapters.recording.file import Recorded, Recording
+from live.columns import action, process_of
+from live.core.errors import TargetError
+from live.core.events import Event, Process, ProcessExec
+
+KINDS = ("start", "exec", "end", "any")
+SYNTAX = (
+    "KIND:PATTERN, where KIND is start, exec, end or any, and PATTERN is matched (* ? [...]) against the "
+    "path of the executable if it has a slash, else against the path's last part and comm"
+)
+
+
+class EventFilter:
+    """``KIND:PATTERN``; raises `TargetError` for another syntax."""
+
+    def __init__(self, text: str) -> None:
+        """Nothing is matched yet."""
+        kind, colon, pattern = text.partition(":")
+        if not colon or kind not in KINDS or not pattern:
+            raise TargetError(f"{text} is no event filter; write {SYNTAX}; for example exec:*/nc")
+        self.text, self._kind, self._pattern = text, kind, pattern
+
+    def matches(self, event: Event) -> bool:
+        """Whether the event is of the kind, and about such a process."""
+        if self._kind not in ("any", action(event)):
+            return False
+        return any(fnmatch.fnmatchcase(name, self._pattern) for name in self._names(process_of(event)))
+
+    def _names(self, process: Process) -> Iterator[str]:
+        if process.exe is not None:
+            yield process.exe if "/" in self._pattern else process.exe.rpartition("/")[2]
+        if "/" not in self._pattern:
+            yield process.comm
+
+
+def find_event(recording: Recording, text: str) -> Recorded:
+    """The event that ``text`` means: a number, ``first``, ``last``, or the first that a filter matches.
+
+    Raises `TargetError` if there is none.
+    """
+    count = recording.count("event")
+    if text in ("first", "last"):
+        return recording.event(1 if text == "first" else count)
+    if text.isascii() and text.isdigit():
+        return recording.event(min(int(text), 1 << 60))
+    wanted = EventFilter(text)
+    for recorded in recording.events():
+        if wanted.matches(recorded.event):
+            return recorded
+    raise TargetError(
+        f"none of the {count} events in {recording.path} matches {text}; list them with: pse replay"
+    )
+
+
+def wanted(event: Event) -> bool:
+    """Whether an event is shown without --kernel-threads: as `live.monitor.Monitor` has it."""
+    return not (event.old if isinstance(event, ProcessExec) else event.process).kernel

@@ -1,0 +1,139 @@
+"""Steps that are written down as they are taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from live.adapters.recording import codec
+from live.core.errors import MemoryFault
+from live.core.events import Event
+from live.core.tracker import Tracker
+from live.core.traps import Trap
+from live.recording.filters import EventFilter
+from live.recording.frames import take_frame
+from live.recording.hold import Hold, Still, no_hold
+from live.recording.memory import RecordingMemory
+from live.recording.writer import Writer
+from live.stepper import Steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frames:
+    """When all of guest memory is recorded.
+
+    ``start``: at the beginning; ``every``: after so many seconds, at the next step; ``on``: at the events
+    that one of the filters matches.  Whatever is asked for, there is one at the beginning, when nothing
+    waits for it: those that follow have little left to write, and fit into the hold of a trap.
+    """
+
+    start: bool = False
+    every: float | None = None
+    on: Sequence[EventFilter] = ()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are any."""
+        return self.start or self.every is not None or bool(self.on)
+
+
+class RecordingStepper:
+    """A `live.stepper.Steps` that records what another one does.
+
+    What a step returns was handed to the writer before; the guest's vCPU need not be held for the rest.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        memory: RecordingMemory,
+        writer: Writer,
+        frames: Frames | None = None,
+        hold: Hold = no_hold,
+        *,
+        pausable: bool = True,
+    ) -> None:
+        """``steps`` reads ``memory``, and through it only.
+
+        ``pausable``: ``hold`` works without a trap that holds a vCPU, once steps are being taken.
+        """
+        self._pausable = pausable
+        self._steps, self._memory, self._writer = steps, memory, writer
+        self.tracker: Tracker = steps.tracker
+        """The tracker that is driven."""
+        self._frames, self._hold = frames or Frames(), hold
+        self._digests: dict[bytes, int] = {}
+        self._framed_at = 0.0
+        self.frames = 0
+        """Frames taken so far."""
+
+    def look(self, time_ns: int, trigger: str) -> list[Event]:
+        """See `live.stepper.Steps.look`.  Raises `TargetError` if the recording cannot be written."""
+        return self._step(
+            lambda: self._steps.look(time_ns, trigger), "look", time_ns=time_ns, cause=trigger, held=False
+        )
+
+    def attach(self) -> list[Event]:
+        """The frame at the beginning, if frames are wanted, and a look; before anything is trapped."""
+        if not self._frames.wanted:
+            return []
+        with self._hold(False) as still:
+            events = self.look(time.time_ns(), "attach")
+            self._take("start", self._writer.last_step, still)
+        return events
+
+    def trap(self, trap: Trap, time_ns: int, late_ns: int) -> list[Event]:
+        """See `live.stepper.Steps.trap`.  Raises `TargetError` if the recording cannot be written."""
+        return self._step(
+            lambda: self._steps.trap(trap, time_ns, late_ns),
+            "trap",
+            time_ns=time_ns,
+            late_ns=late_ns,
+            detail=codec.encode_trap(trap),
+            held=trap.held,
+        )
+
+    def _step(
+        self,
+        take: Callable[[], list[Event]],
+        kind: str,
+        *,
+        time_ns: int,
+        held: bool,
+        late_ns: int = 0,
+        cause: str = "",
+        detail: codec.Json | None = None,
+    ) -> list[Event]:
+        memory, writer = self._memory, self._writer
+        memory.begin()
+        try:
+            events = take()
+        except MemoryFault as fault:
+            # As it happened: a replay meets the same fault.
+            error = str(fault)
+            writer.step(kind, time_ns, memory.end(), late_ns=late_ns, cause=cause, detail=detail, error=error)
+            raise
+        except BaseException:
+            memory.abort()
+            raise
+        step = writer.step(kind, time_ns, memory.end(), events, late_ns=late_ns, cause=cause, detail=detail)
+        if any(one.matches(event) for one in self._frames.on for event in events):
+            self._frame("event", held=held, after=step)
+        elif self._due(held):
+            self._frame("timer", held=held, after=step)
+        return events
+
+    def _due(self, held: bool) -> bool:
+        if self._frames.every is None or not (held or self._pausable) or not self.frames:
+            return False
+        return time.monotonic() - self._framed_at >= self._frames.every
+
+    def _frame(self, cause: str, *, held: bool, after: int) -> None:
+        with self._hold(held) as still:
+            self._take(cause, after, still)
+
+    def _take(self, cause: str, after: int, still: Still) -> None:
+        take_frame(self._memory, self._writer, self._digests, cause, after=after, still=still)
+        self._framed_at = time.monotonic()
+        self.frames += 1

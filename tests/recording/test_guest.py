@@ -1,0 +1,151 @@
+"""Real guests: what is replayed is what was seen, and a keyframe is the guest's memory."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from live.adapters.recording import open_recording
+from live.recording.filters import find_event
+from tests.accuracy.compare import compare
+from tests.guest import GuestSpec
+from tests.recording.run import record, trappable
+from tests.volplugins import scene
+from tests.watch import PSE, Watch, environment, pse
+
+pytestmark = pytest.mark.guest
+PACK = scene.packs()[0]
+
+
+def replayed(path):
+    run = pse("replay", str(path), "--json")
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize("mode", ["poll", "gdbstub"])
+def test_a_replay_is_what_was_seen_live(boot, tmp_path, mode):
+    guest = boot()
+    work = (["fork-exec", "5"], ["killed", "2"], "sleep 0.3; ls / > /dev/null")
+    lines, said = record(guest, tmp_path / "run.pse", "--mode", mode, work=work)
+    assert f"{mode} mode" in said
+    assert len(lines.splitlines()) > 5
+    assert replayed(tmp_path / "run.pse") == lines
+
+
+def test_recorded_in_plugin_mode_and_watched_by_two_is_the_same(tmp_path):
+    """Every event is exact by the guest's own record, and the replay is the live stream byte for byte."""
+    with trappable(GuestSpec(cpus=2)) as guest, guest.truth() as recorder:
+        lines, _ = record(guest, tmp_path / "run.pse", "--mode", "plugin", "--kernel-threads")
+    assert compare(recorder.truth, map(json.loads, lines.splitlines())).exact
+    run = pse("replay", str(tmp_path / "run.pse"), "--json", "--kernel-threads")
+    assert (run.returncode, run.stdout) == (0, lines)
+
+
+def test_a_keyframe_of_a_paused_guest_is_its_memory(boot, tmp_path):
+    """Byte for byte, and as Volatility sees it: through the recording, an export, and a dump of then."""
+    guest = boot(fresh=True)
+    scene.prepare(guest, bash=False)
+    guest.stop()
+    options = ("--mode", "poll", "--keyframe-start", "--duration", "1")
+    made = pse("record", str(guest.monitor), "-o", str(tmp_path / "run.pse"), *options)
+    assert made.returncode == 0, made.stderr
+    dump = guest.dump_raw(tmp_path / "dump.raw")
+    assert guest.qmp("query-status")["status"] == "paused", "it was paused before, and stays so"
+    guest.cont()
+    isf = tmp_path / "stock" / "linux" / "kernel.json"
+    isf.parent.mkdir(parents=True)
+    for name in ("out.raw", "out.elf"):
+        arguments = ("--at", "first", "-o", str(tmp_path / name), "--symbols", str(isf), "--force")
+        assert pse("export", str(tmp_path / "run.pse"), *arguments).returncode == 0
+    assert (tmp_path / "out.raw").read_bytes() == dump.read_bytes()
+
+    def rows(file, *plugin, options=()):
+        run = scene.vol(
+            *options, "-f", str(file), *plugin, cwd=tmp_path, symbols=tmp_path / "symbols", pack=PACK
+        )
+        assert run.status == 0, run.errors
+        assert run.rows
+        return run.rows
+
+    for plugin in (["linux.pslist"], ["linux.lsof"]):
+        wanted = rows(dump, *plugin)
+        assert rows(tmp_path / "run.pse", *plugin, options=("--at", "first")) == wanted, plugin
+        assert rows(tmp_path / "out.elf", *plugin) == wanted, plugin
+    # A cache of its own: the host's index of banners keeps tables that other runs have named.
+    (tmp_path / "cache").mkdir()
+    vol = [str(Path(sys.executable).with_name("vol")), "-q", "--cache-path", str(tmp_path / "cache")]
+    stock = subprocess.run(
+        [*vol, "-r", "csv", "-s", str(isf.parents[1]), "-f", str(tmp_path / "out.elf"), "linux.pslist"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": ""},
+    )
+    assert stock.returncode == 0, stock.stderr
+    shown = [line.split(",") for line in stock.stdout.splitlines() if line[:2] == "0,"]
+    assert [int(line[2]) for line in shown] == [row["PID"] for row in rows(dump, "linux.pslist")]
+
+
+def test_any_plugin_at_an_event_and_only_where_memory_is_recorded(tmp_path):
+    path = tmp_path / "run.pse"
+    with trappable(GuestSpec()) as guest:
+        work = (["fork-exec", "2"], ["segv", "1"], ["fork-exec", "2"])
+        lines, _ = record(guest, path, "--mode", "plugin", "--keyframe-on", "exec:*/segv", work=work)
+    assert replayed(path) == lines
+    with open_recording(path) as recording:
+        frames = [step for step in recording.steps() if step.kind == "frame"]
+        assert [(step.cause, step.still) for step in frames] == [("start", True), ("event", True)]
+        event = find_event(recording, "exec:*/segv").event
+
+    def vol(*arguments):
+        return scene.vol("-f", str(path), *arguments, cwd=tmp_path, symbols=tmp_path / "symbols", pack=PACK)
+
+    there = vol("--at", "exec:*/segv", "linux.psaux")
+    assert there.status == 0, there.errors
+    (row,) = [row for row in there.rows if row["PID"] == event.new.pid]
+    assert row["ARGS"] == "segv 1"
+    assert not any(row["PID"] > event.new.pid + 1 for row in there.rows)
+    refused = vol("--at", "start:fork-exec", "linux.pslist")
+    assert (refused.status, refused.rows) == (1, [])
+    assert "was not recorded at this event" in refused.errors
+    events = vol("linux.pse")
+    assert len(events.rows) == len(lines.splitlines())
+    assert [row["PID"] for row in events.rows] == [
+        json.loads(line)["process"]["pid"] for line in lines.splitlines()
+    ]
+
+
+def test_a_killed_recorder_leaves_a_recording_and_a_running_guest(tmp_path):
+    path = tmp_path / "run.pse"
+    with trappable(GuestSpec()) as guest:
+        process = subprocess.Popen(
+            [*PSE, "record", str(guest.monitor), "-o", str(path), "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        first = process.stdout.readline()
+        assert first
+        job = guest.start(["fork-exec", "200"])
+        time.sleep(1.5)
+        process.send_signal(signal.SIGKILL)
+        live = process.stdout.read().decode().splitlines()
+        process.wait()
+        process.stdout.close()
+        assert job.wait(120).status == 0, "the guest goes on"
+        lines = replayed(path).splitlines()
+        assert len(lines) > 20
+        with Watch(str(guest.monitor), "--mode", "plugin") as watch:  # the plugin serves the next
+            guest.run("true")
+            time.sleep(0.5)
+        assert watch.documents
+    # What was printed and what was committed are beginnings of the same stream.
+    live = [first.decode().rstrip("\n"), *live]
+    short = min(len(live), len(lines))
+    assert live[:short] == lines[:short]
