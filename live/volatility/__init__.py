@@ -1,0 +1,1 @@
+"""What the Volatility pack is made of: Volatility's layers in, processes and symbol tables out."""

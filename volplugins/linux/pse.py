@@ -1,0 +1,129 @@
+"""``linux.pse``: process events, or what is running, of an image, a series of images, or a live guest."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from volatility3.framework import exceptions, interfaces, renderers
+from volatility3.framework.configuration import requirements
+from volatility3.plugins import timeliner
+
+# From a bare checkout `live` is not installed, and Volatility would only say that the plugin does not exist.
+if importlib.util.find_spec("live") is None:
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from live.columns import process_of
+from live.core.errors import PseError
+from live.core.events import Event
+from live.core.text import printable
+from live.volatility import elf_image as programs
+from live.volatility import grid, sources
+
+vollog = logging.getLogger(__name__)
+
+_LOCATION = "automagic.LayerStacker.single_location"
+_KINDS = {
+    "created": timeliner.TimeLinerType.CREATED,
+    "changed": timeliner.TimeLinerType.CHANGED,
+    "modified": timeliner.TimeLinerType.MODIFIED,
+}
+
+
+class Pse(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface):  # type: ignore[misc]
+    """Lists processes as they start, execute and end: in an image, a series of images, or a running guest.
+
+    -f IMAGE shows what is running and the dead that are still visible; --next IMAGE ... adds what changed
+    from each image to the next of the same boot; -f qemu:///PATH, with the path of a QEMU monitor socket,
+    watches that guest.
+    """
+
+    _required_framework_version = (2, 0, 0)
+    _version = (1, 0, 0)
+
+    @classmethod
+    def get_requirements(cls) -> list[Any]:
+        """Options only: what to look at is named by -f, and needs no layer, for a live guest has none."""
+        return [
+            requirements.VersionRequirement(
+                name="timeliner", component=timeliner.TimeLinerInterface, version=(1, 0, 0)
+            ),
+            requirements.ListRequirement(
+                name="pid", element_type=int, description="Filter on specific process IDs", optional=True
+            ),
+            requirements.BooleanRequirement(
+                name="tree", description="Show processes below their parents", optional=True, default=False
+            ),
+            requirements.ListRequirement(
+                name="next", element_type=str, description="Later images of the same boot", optional=True
+            ),
+            requirements.IntRequirement(
+                name="duration", description="Watch a live guest for so many seconds", optional=True
+            ),
+            requirements.IntRequirement(
+                name="count", description="Show no more than so many events", optional=True
+            ),
+            requirements.BooleanRequirement(
+                name="new", description="Leave out what was running already", optional=True, default=False
+            ),
+            requirements.BooleanRequirement(
+                name="dump",
+                description="Write the programs that start to files, out of memory",
+                optional=True,
+                default=False,
+            ),
+            requirements.BooleanRequirement(
+                name="kernel-threads", description="Show kernel threads too", optional=True, default=False
+            ),
+        ]
+
+    def _events(self, duration: float | None) -> Iterator[Event]:
+        location = self.context.config.get(_LOCATION, None) or ""
+        to_url = requirements.URIRequirement.location_from_file
+        try:
+            options = sources.Options(
+                location=location,
+                following=tuple(map(to_url, self.config.get("next", None) or ())),
+                duration=duration,
+                count=self.config.get("count", None),
+                pids=frozenset(self.config.get("pid", None) or ()),
+                new=bool(self.config.get("new", False)),
+                kernel_threads=bool(self.config.get("kernel-threads", False)),
+                progress=self._progress_callback,
+            )
+            self._source = sources.open_source(options)
+            for item in sources.select(self._source, options):
+                if isinstance(item, str):
+                    vollog.warning("%s", printable(item))
+                else:
+                    yield item
+        except KeyboardInterrupt:
+            return  # the end of a live run, as good as any
+        except (PseError, ValueError) as error:
+            raise exceptions.LayerException(location or "none", printable(str(error))) from error
+
+    def generate_timeline(self) -> Iterator[tuple[str, timeliner.TimeLinerType, Any]]:
+        """See the host's Timeliner; of a live guest, what is running now."""
+        for text, kind, time in grid.timeline(self._events(self.config.get("duration", None) or 0.0)):
+            yield text, _KINDS[kind], time
+
+    def run(self) -> renderers.TreeGrid:
+        """One row an event, as it becomes known."""
+        events = self._events(self.config.get("duration", None))
+        shape = grid.tree if self.config.get("tree", False) else grid.flat
+        output = self._dump if self.config.get("dump", False) else grid.no_output
+        return renderers.TreeGrid(grid.columns(), shape(events, output))
+
+    def _dump(self, event: Event) -> Any:
+        found = programs.of_event(self._source, event)
+        if isinstance(found, interfaces.renderers.BaseAbsentValue):
+            return found
+        process = process_of(event)
+        with self.open(f"pid.{process.pid}.{process.generation}.{process.task:#x}.elf") as file:
+            file.write(found.data)
+            name = file.preferred_filename
+        return f"{name} ({found.missing} of {found.pages} pages missing)" if found.missing else name
