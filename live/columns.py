@@ -1,0 +1,89 @@
+"""One definition of what is shown of an event: for the rich table, plain lines, the TreeGrid and JSON."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from live.core.events import Event, Process, ProcessEnd, ProcessExec, ProcessStart
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """``title`` as Volatility has it, ``value`` of an event; ``width`` in characters (0: the rest)."""
+
+    title: str
+    width: int
+    value: Callable[[Event], int | str | datetime.datetime | None]
+    right: bool = False
+
+
+def process_of(event: Event) -> Process:
+    """The process that an event is about; the new one of an exec."""
+    return event.new if isinstance(event, ProcessExec) else event.process
+
+
+def action(event: Event) -> str:
+    """``start``, ``exec`` or ``end``."""
+    if isinstance(event, ProcessStart):
+        return "start"
+    return "end" if isinstance(event, ProcessEnd) else "exec"
+
+
+def reason(event: Event) -> str:
+    """Why: ``running``, ``fork``, ``exec``, ``exit``, ``signal``, ``gone``."""
+    return "exec" if isinstance(event, ProcessExec) else event.reason.value
+
+
+def command_line(process: Process) -> str | None:
+    """argv, quoted so that a shell would take it apart again; None for none."""
+    return shlex.join(process.args) if process.args else None
+
+
+def time_of(event: Event) -> datetime.datetime:
+    """When it was seen, UTC."""
+    return utc(event.occasion.time_ns)
+
+
+def utc(time_ns: int) -> datetime.datetime:
+    """A timezone-aware datetime of UTC nanoseconds since the epoch."""
+    return datetime.datetime.fromtimestamp(time_ns / 1e9, datetime.timezone.utc)
+
+
+def outcome(event: Event) -> str | None:
+    """How a process died: ``0``, ``3``, ``SIGKILL``, ``SIGSEGV (core)``; None while it lives, or unknown."""
+    status = event.status if isinstance(event, ProcessEnd) else None
+    if status is None:
+        return None
+    if status.signal is None:
+        return str(status.code)
+    return signal_name(status.signal) + (" (core)" if status.core else "")
+
+
+def signal_name(number: int) -> str:
+    """``SIGKILL`` for 9; ``SIG40`` for one without a name of its own."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+def _text(event: Event) -> str | None:
+    process = process_of(event)
+    return command_line(process) or (f"[{process.comm}]" if process.kernel else process.exe)
+
+
+COLUMNS = (
+    Column("Time", 12, time_of),
+    Column("Event", 5, action),
+    Column("Reason", 7, reason),
+    Column("PID", 7, lambda event: process_of(event).pid, right=True),
+    Column("PPID", 7, lambda event: process_of(event).ppid, right=True),
+    Column("UID", 6, lambda event: process_of(event).uid, right=True),
+    Column("COMM", 15, lambda event: process_of(event).comm),
+    Column("Exit", 14, outcome),
+    Column("ARGS", 0, _text),
+)

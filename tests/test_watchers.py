@@ -1,0 +1,60 @@
+"""The loop over traps: what it does with a trap that it took too late."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+from live.core.memory import GuestVirtual
+from live.core.tracker import Tracker
+from live.watchers import Trapper
+from tests.adapters.fake import FakeSource, code_hit
+from tests.core.build import describe
+
+CODE = frozenset({GuestVirtual(0x1000)})
+
+
+class Steps:
+    """Writes down what it is asked for."""
+
+    def __init__(self):
+        self.tracker = Tracker(describe)
+        self.done = []
+
+    def look(self, time_ns, trigger):
+        self.done.append(trigger)
+        return []
+
+    def trap(self, trap, time_ns, late_ns):
+        self.done.append(trap.sequence)
+        return []
+
+
+def run(script, late=()):
+    steps, source = Steps(), FakeSource(script)
+    source.faults.late = set(late)
+    trapper = Trapper(SimpleNamespace(sleep=lambda seconds: None), steps, source, CODE)
+    for _ in trapper.run(time.monotonic() + 0.05, lambda event: None):
+        pass
+    resumed = [sequence for call, sequence in source.calls if call == "resume"]
+    return steps.done, resumed, trapper.cost
+
+
+def test_traps_in_time_are_taken_one_by_one():
+    done, resumed, cost = run([code_hit(1, 0x1000), code_hit(2, 0x1000)])
+    assert done == ["attach", 1, 2, "proof"]
+    assert (resumed, cost.late) == ([1, 2], 0)
+
+
+def test_a_hold_that_ran_out_is_left_out_and_a_look_takes_its_place():
+    """Its vCPU has gone on: the task that it names may be another one by now."""
+    script = [code_hit(1, 0x1000), code_hit(2, 0x1000), code_hit(3, 0x1000, held=False), code_hit(4, 0x1000)]
+    done, resumed, cost = run(script, late={2})
+    assert done == ["attach", 1, "resync", 4, "proof"]
+    assert (resumed, cost.late) == ([1, 2, 3, 4], 2)
+
+
+def test_where_nothing_follows_the_look_comes_when_the_guest_is_idle():
+    done, _, cost = run([code_hit(1, 0x1000, held=False)])
+    assert done == ["attach", "resync", "proof"]
+    assert cost.late == 1
