@@ -1,0 +1,45 @@
+"""Trap modes: every process of every workload, exactly once, with the right fields, in the guest's order.
+
+A small version of `python -m tests.accuracy`, which makes docs/ACCURACY.md.
+"""
+
+import pytest
+
+from tests.accuracy.run import measure, trappable
+from tests.guest import GuestSpec
+from tests.guest.workloads import workloads
+
+pytestmark = pytest.mark.guest
+
+
+def every_workload(kernel, n):
+    return [list(work.argv) for work in workloads(n, group_exit=kernel != "5.10")]
+
+
+@pytest.mark.parametrize("kernel", ["5.10", "6.1", "6.12", "7.2"])
+def test_plugin_mode_is_exact(kernel):
+    with trappable(GuestSpec(kernel=kernel)) as guest:
+        outcome = measure(guest, "plugin", every_workload(kernel, 3))
+    assert outcome.score.exact, str(outcome.score)
+    assert outcome.missed == 0
+    assert outcome.processes > 300
+
+
+@pytest.mark.parametrize(
+    "spec", [GuestSpec(cpus=4), GuestSpec(cpu_model="Skylake-Client")], ids=["4cpus", "pti"]
+)
+def test_plugin_mode_is_exact_on_many_cpus_and_with_pti(spec):
+    with trappable(spec) as guest:
+        if spec.cpu_model != "qemu64":
+            assert (
+                "Mitigation: PTI" in guest.run("cat /sys/devices/system/cpu/vulnerabilities/meltdown").output
+            )
+        outcome = measure(guest, "plugin", every_workload(spec.kernel, 3))
+    assert outcome.score.exact, str(outcome.score)
+    assert outcome.missed == 0
+
+
+def test_gdbstub_mode_is_exact(boot):
+    outcome = measure(boot(), "gdbstub", [["fork-exec", "5"], ["exec-thread", "3"], ["killed", "3"]])
+    assert outcome.score.exact, str(outcome.score)
+    assert outcome.missed == 0

@@ -1,0 +1,187 @@
+"""Where peers, and we at first, saw too much or too little: each with exact counts, in plugin mode."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.accuracy import compare as comparison
+from tests.accuracy.campaign import broken_invariants, quiet
+from tests.accuracy.compare import compare
+from tests.accuracy.run import trappable
+from tests.guest import GuestSpec
+from tests.guest.truth import TruthFork
+from tests.watch import Watch
+
+pytestmark = pytest.mark.guest
+OPTIONS = ("--mode", "plugin", "--kernel-threads")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.deep), 4], ids=["1cpu", "4cpus"])
+def guest(request):
+    with trappable(GuestSpec(cpus=request.param)) as guest:
+        yield guest
+
+
+def watched(guest, *commands):
+    """(record, documents, watch) of commands that are run one after another."""
+    with Watch(str(guest.monitor), *OPTIONS) as watch, guest.truth(buffer_kib=16384) as recorder:
+        for command in commands:
+            guest.start(command).wait(120, check=False)
+        quiet(watch)
+    return recorder.truth, watch.documents, watch
+
+
+def exact(guest, *commands):
+    """Like `watched`, and everything must be exact."""
+    truth, documents, watch = watched(guest, *commands)
+    score = compare(truth, documents)
+    assert score.exact, str(score)
+    assert broken_invariants(documents) == []
+    assert watch.missed == 0
+    return truth, documents, watch
+
+
+def test_a_watcher_that_is_stopped_loses_and_counts_it_exactly(guest):
+    """SIGSTOP for 3 s: holds run out, the guest goes on, and what it did meanwhile is counted."""
+    with guest.truth(buffer_kib=16384) as recorder, Watch(str(guest.monitor), *OPTIONS) as watch:
+        running = {identity(document) for document in watch.documents}
+        job = guest.start(["fork-exit", "3000"])
+        time.sleep(0.5)
+        os.kill(watch.pid, signal.SIGSTOP)
+        time.sleep(3)
+        os.kill(watch.pid, signal.SIGCONT)
+        job.wait(120)
+        quiet(watch)
+        guest.run(["fork-exec", "20"])
+        quiet(watch)
+    created = {(e.pid, e.start) for e in recorder.truth.events if isinstance(e, TruthFork)} - running
+    seen = {identity(document) for document in watch.documents} - running
+    assert seen <= created
+    assert watch.missed == len(created - seen) > 20
+    assert broken_invariants(watch.documents) == []
+    score = compare(recorder.truth, watch.documents)
+    assert [row.false for row in score.rows.values()] == [0, 0, 0], str(score)
+    # What it missed of a process that it knew of is the end, or how that was; never another one's.
+    assert sum(row.wrong for row in score.rows.values()) <= guest.spec.cpus, str(score)
+    last = [d for d in watch.documents if d["pse"]["reason"] == "exit" and d["process"]["name"] == "true"]
+    assert len(last) == 20, "it did not find its way back"
+
+
+def images(documents, name):
+    """Documents of starts by exec with that name."""
+    starts = [d for d in documents if (d["pse"]["event"], d["pse"]["reason"]) == ("ProcessStart", "exec")]
+    return [d for d in starts if d["process"]["name"] == name]
+
+
+def test_the_first_process_of_a_pid_namespace_execs(guest):
+    _, documents, _ = exact(guest, *[["unshare", "-p", "-f", "/programs/true"]] * 5)
+    found = images(documents, "true")
+    assert [d["pse"]["ns_pid"] for d in found] == [1] * 5
+    (own,) = {d["pse"]["namespaces"]["pid"] for d in documents if d["process"]["pid"] == 1} or {0xEFFFFFFC}
+    assert all(d["pse"]["namespaces"]["pid"] != own for d in found)
+    assert all(d["process"]["pid"] > 1 for d in found)
+
+
+def test_a_core_dump_into_a_pipe_makes_the_kernel_start_a_process(guest):
+    """A kernel worker becomes a process (call_usermodehelper) for each."""
+    guest.run("echo '|/programs/true %p' > /proc/sys/kernel/core_pattern")
+    try:
+        _, documents, _ = exact(guest, ["sh", "-c", "ulimit -c unlimited; segv 1; segv 1; segv 1"])
+    finally:
+        guest.run("echo core > /proc/sys/kernel/core_pattern")
+    helpers = [d for d in images(documents, "true") if len(d["process"]["args"]) == 2]
+    dead = [d for d in documents if d["pse"].get("signal", {}).get("number") == signal.SIGSEGV]
+    assert (len(helpers), len(dead)) == (3, 3)
+    assert {d["process"]["args"][1] for d in helpers} == {str(d["process"]["pid"]) for d in dead}
+    assert {d["process"]["executable"] for d in helpers} == {"/programs/true"}
+
+
+def test_without_a_core_file_there_is_no_core_flag(guest):
+    command = "ulimit -c 0; sh -c 'kill -SEGV $$'; sh -c 'kill -ABRT $$'; sh -c 'kill -USR1 $$'; :"
+    _, documents, _ = exact(guest, ["sh", "-c", command])
+    dead = [d["pse"] for d in documents if "signal" in d["pse"]]
+    assert [(own["signal"]["number"], own["core"]) for own in dead] == [(11, False), (6, False), (10, False)]
+
+
+def test_a_module_loader_is_a_process(guest):
+    guest.run("echo /programs/true > /proc/sys/kernel/modprobe")
+    _, documents, _ = exact(guest, ["sh", "-c", "for i in 1 2 3; do mount -t nosuch$i none /tmp; done; :"])
+    loaders = [d for d in images(documents, "true") if "fs-nosuch" in d["process"]["args"][-1]]
+    assert len(loaders) == 3
+
+
+def test_killed_at_any_moment_of_exec(guest):
+    line = (
+        "for i in $(seq 60); do exec-chain 40 & usleep $((i * 700)); kill -9 $!; wait $!; done 2>/dev/null;"
+        "for i in $(seq 40); do exec-thread 1 & usleep $((i * 500)); kill -9 $!; wait $!; done 2>/dev/null; "
+        "killall -9 exec-chain exec-thread; usleep 200000; :"
+    )
+    _, documents, _ = exact(guest, ["sh", "-c", line])
+    signals = [d for d in documents if d["pse"].get("signal", {}).get("number") == 9]
+    assert len(signals) > 20
+
+
+def test_everything_at_once(guest):
+    """Jobs side by side: threads exit while others exec, processes die while another vCPU is held."""
+    programs = ("fork-exec 40", "vfork-exec 40", "exec-thread 30", "killed 30", "thread-exit-group 30")
+    programs += ("threads 100", "storm 3 4", "exec-retry 30", "daemon 20", "exec-fail 30", "brief 60")
+    truth, _, _ = exact(guest, ["sh", "-c", "".join(f"{program} & " for program in programs) + "wait"])
+    assert len(truth.processes()) > 400
+
+
+def test_pids_and_task_addresses_are_used_again(guest):
+    _, documents, _ = exact(guest, ["pid-reuse", "900", "400"])
+    ended = [d for d in documents if d["pse"]["reason"] == "exit"]
+    assert len({d["process"]["pid"] for d in ended}) < len(ended), "no pid came around again"
+    assert len({d["pse"]["task"] for d in ended}) < len(ended), "no task_struct came around again"
+    assert len({identity(d) for d in ended}) == len(ended)
+
+
+def test_attached_in_the_middle_of_a_storm(guest):
+    """What runs is announced; from the first event on, everything that the guest does is seen, once."""
+    with guest.truth(buffer_kib=16384) as recorder:
+        programs = (
+            "fork-exec 300",
+            "vfork-exec 200",
+            "exec-thread 100",
+            "threads 400",
+            "storm 3 5",
+            "exec-chain 300",
+        )
+        job = guest.start(["sh", "-c", "".join(f"{program} & " for program in programs) + "wait"])
+        time.sleep(0.5)
+        with Watch(str(guest.monitor), *OPTIONS) as watch:
+            job.wait(120)
+            quiet(watch)
+    assert broken_invariants(watch.documents) == []
+    assert watch.missed == 0
+    real, observed = lives(recorder.truth), lives(recorder.truth, watch.documents)
+    announced = {identity(d) for d in watch.documents if d["pse"]["reason"] == "running"}
+    unseen, seen = [], []
+    for who, events in real.items():
+        shown = [kind for kind, _ in observed.get(who, [])]
+        assert [kind for kind, _ in events][len(events) - len(shown) :] == shown, (who, events, shown)
+        unseen += [(at, who) for _, at in events[: len(events) - len(shown)]]
+        seen += [at for _, at in events[len(events) - len(shown) :]]
+    assert len(seen) > 500
+    # The look that begins a watch may have seen more than the first trap knew of: then it runs, already.
+    late = [(at, who) for at, who in unseen if at > min(seen) and who not in announced]
+    assert late == [], f"{len(late)} after {min(seen)}"
+    assert sum(at > min(seen) for at, _ in unseen) <= 2 * guest.spec.cpus
+
+
+def lives(truth, documents=None):
+    """Of each identity, what happened (or was shown): (kind, position in the whole)."""
+    found = {}
+    order = comparison._real(truth).order if documents is None else comparison._observed(documents).order
+    for at, (kind, who) in enumerate(order):
+        found.setdefault(who, []).append((kind, at))
+    return found
+
+
+def identity(document):
+    return document["process"]["pid"], document["pse"]["start_boottime"]

@@ -1,0 +1,83 @@
+"""Start events come before the first system call of the new image, or of the new process."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from live.monitor import Monitor
+from live.session import Session
+from tests.accuracy.run import trappable
+from tests.guest import GuestSpec
+from tests.guest.truth import TruthExec, TruthFork, TruthOther
+
+pytestmark = pytest.mark.guest
+HOLD_S = 0.2
+_EXECVE = "59"
+
+
+def test_the_guest_stands_before_the_first_system_call():
+    held = []
+    with trappable(GuestSpec()) as guest, Session(str(guest.monitor)) as session:
+        monitor = Monitor(session, mode="plugin")
+
+        @monitor.on_process_start
+        def started(process):
+            if process.comm not in ("true", "fork-exec") or not looking.is_set():
+                return
+            # Memory as it is now, the event not believed.
+            now = session.processes.describe(session.kernel.read_task(process.task))
+            before = session.kernel.counters()
+            time.sleep(HOLD_S)
+            assert session.kernel.counters() == before, "the only vCPU is held"
+            held.append((process.pid, now.comm, now.args, now.exe))
+
+        looking, ready = threading.Event(), threading.Event()
+
+        def watch():
+            for batch in monitor.batches(duration=60):
+                if batch:
+                    ready.set()
+                if done.is_set():
+                    return
+
+        done = threading.Event()
+        thread = threading.Thread(target=watch)
+        thread.start()
+        ready.wait(30)
+        with guest.truth(events=["raw_syscalls/sys_enter"]) as recorder:
+            looking.set()
+            job = guest.start(["fork-exec", "3"])
+            job.wait()
+            looking.clear()
+        done.set()
+        thread.join()
+    program, *children = [process.tgid for process in recorder.truth.below(job.pid)]
+    forked, executed = (
+        ("fork-exec", ("fork-exec", "3"), "/programs/fork-exec"),
+        ("true", ("true",), "/programs/true"),
+    )
+    assert held[0] == (program, *forked)
+    assert held[1:] == [(pid, *what) for pid in children for what in (forked, executed)]
+    for pid in children:
+        check(recorder.truth.events, program, pid)
+
+
+def check(events, parent, child):
+    """The guest's own tracer: what the parent and the child did around the two moments."""
+    created = next(at for at, e in enumerate(events) if isinstance(e, TruthFork) and e.pid == child)
+    execs = next(at for at, e in enumerate(events) if isinstance(e, TruthExec) and e.tgid == child)
+    calls = [(at, e) for at, e in enumerate(events) if isinstance(e, TruthOther)]
+    # fork: from the parent's call to the moment of creation it was held; the child had done nothing.
+    asked = [e for at, e in calls if at < created and e.by == parent][-1]
+    assert events[created].ts - asked.ts > HOLD_S * 1e9
+    of_child = [(at, e) for at, e in calls if e.by == child]
+    assert min(at for at, _ in of_child) > created
+    # exec: execve is its last call before, the next one is the new image's first; in between it was held.
+    before = [e for at, e in of_child if at < execs][-1]
+    after = next(e for at, e in of_child if at > execs)
+    assert before.text.split()[1] == _EXECVE
+    assert after.text.split()[1] != _EXECVE
+    assert after.ts - before.ts > HOLD_S * 1e9

@@ -1,0 +1,1 @@
+"""Benchmarks: each module prints a table; nothing here asserts a time."""

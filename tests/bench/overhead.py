@@ -1,0 +1,245 @@
+"""What watching costs the guest: five workloads, plain QEMU against each mode, alternating in one run.
+
+    python3 -m tests.bench.overhead [--rounds N] [--cpu MODEL] [--modes NAME,NAME]
+
+Ratios to plain QEMU: wall time, median over the rounds with the smallest and the largest; and the least CPU
+time of the QEMU process in any round against plain QEMU's least, which other load on the machine disturbs
+less.  The reader is a process of its own; for each trap it reads guest memory for about 100 us while the vCPU
+is held, as a tracker does.
+
+The column PANDA is quoted from measurements on another day and machine, as ratios to its own plain QEMU: with
+osi + syscalls2, 13.7 / 3.6-3.9 / 1.7-3.2 / 4.3 / 1.5 s; plain 4.5 / 1.35 / 0.20 / 1.7 / 0.43 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from live.adapters.qemu import attach
+from live.adapters.qemu.modes import choose
+from live.adapters.qemu.plugin import build
+from live.core.memory import GuestVirtual
+from live.core.traps import Action, TrapRequest
+from tests.guest.guest import Guest
+from tests.guest.spec import GuestSpec
+
+BOOT = "boot"
+WORKLOADS = {
+    "dd | md5sum": "dd if=/dev/zero bs=64k count=800 2>/dev/null | md5sum >/dev/null",
+    "100 000 system calls": "/programs/syscalls 100000",
+    "200 fork + exec": "/programs/fork-exec 200",
+    "shell loop": "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done",
+}
+PANDA = {
+    BOOT: "3.0",
+    "dd | md5sum": "2.7-2.9",
+    "100 000 system calls": "8.5-16",
+    "200 fork + exec": "2.5",
+    "shell loop": "3.5",
+}
+FUNCTIONS = ("wake_up_new_task", "proc_exec_connector", "taskstats_exit")
+WATCHED = "proc_event_num_listeners"
+PROCESS_CALLS = "56,57,58,59,60,231,322,435"
+MODES = {
+    "poll": "looks at memory 20 times a second",
+    "plugin idle": "plugin loaded, nobody reads",
+    "plugin": "all process events: code addresses, held",
+    "plugin calls": "process system calls by number, held",
+    "plugin asid": "every asid change recorded",
+    "gdb watch": "gdbstub, watchpoint on proc_event_num_listeners",
+    "gdb break": "gdbstub, breakpoints; one round only",
+}
+
+SOURCES = {"poll": "poll", "plugin": "plugin", "gdb": "gdbstub", "gdbstub": "gdbstub"}
+
+
+def look(memory: memoryview | None, until: int) -> None:
+    """Read guest memory until a moment of the monotonic clock in ns."""
+    at = 0x100000
+    while time.monotonic_ns() < until:
+        if memory is not None:
+            bytes(memory[at : at + 4096])
+
+
+def reader(pid: str, mode: str, code: str, access: str) -> None:
+    """The watcher's process: says that it is ready, then reads until its stdin closes."""
+    import select
+
+    with attach(pid) as guest:
+        flat = guest.memory.flat
+        source = choose(guest, SOURCES[mode.split(maxsplit=1)[0].split(":", maxsplit=1)[0]]).source
+        if source is not None:
+            addresses = frozenset(GuestVirtual(int(word)) for word in code.split(",") if word)
+            request = {
+                "plugin": TrapRequest(code=addresses),
+                "gdb break": TrapRequest(code=addresses),
+                "gdb watch": TrapRequest(accesses=frozenset({GuestVirtual(int(access))})),
+                "plugin calls": TrapRequest(syscalls=frozenset(map(int, PROCESS_CALLS.split(",")))),
+                "plugin asid": TrapRequest(asid_changes=Action.RECORD),
+                "rate": TrapRequest(code=addresses),
+            }[mode.partition(":")[2] or mode]
+            source.arm(request)
+        print("ready", flush=True)
+        traps = 0
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            if source is None:
+                time.sleep(0.05)
+                look(flat, time.monotonic_ns() + 300_000)
+                continue
+            trap = source.wait(0.05)
+            if trap is not None:
+                traps += 1
+                if trap.held and not mode.endswith(":rate"):
+                    look(flat, time.monotonic_ns() + 100_000)
+                source.resume(trap)
+        print(traps, source.counters.hold_timeouts if source else 0, flush=True)
+        if source is not None:
+            source.close()
+
+
+@dataclass
+class Watch:
+    """What a reader reported."""
+
+    traps: int = 0
+    timeouts: int = 0
+
+
+@contextlib.contextmanager
+def watching(
+    guest: Guest, mode: str, addresses: dict[str, int], code: tuple[str, ...] = FUNCTIONS
+) -> Iterator[Watch]:
+    """A reader in the mode, for the time of the block."""
+    watch = Watch()
+    if mode in ("plain", "plugin idle"):
+        yield watch
+        return
+    words = ",".join(str(addresses[name]) for name in code if name in addresses)
+    command = [sys.executable, "-m", "tests.bench.overhead", "reader", str(guest.pid), mode, words]
+    command.append(str(addresses.get(WATCHED, 0)))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"the reader of {mode} did not start")
+        yield watch
+        process.stdin.close()
+        watch.traps, watch.timeouts = map(int, process.stdout.readline().split())
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process, all threads (proc(5), schedstat)."""
+    total = 0
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def addresses_of(guest: Guest) -> dict[str, int]:
+    """Where the guest has what we trap."""
+    pattern = f" [tTbBdD] ({'|'.join((*FUNCTIONS, WATCHED, 'vfs_write'))})$"
+    lines = guest.run(["grep", "-E", pattern, "/proc/kallsyms"]).output.splitlines()
+    return {line.split()[2]: int(line.split()[0], 16) for line in lines}
+
+
+def timed(guest: Guest, command: str) -> tuple[float, float]:
+    """(wall, CPU of QEMU) seconds of a command in the guest."""
+    cpu, wall = cpu_seconds(guest.pid), time.monotonic()
+    guest.run(command, timeout=600)
+    return time.monotonic() - wall, cpu_seconds(guest.pid) - cpu
+
+
+def spread(values: list[float]) -> str:
+    """Median [smallest-largest]."""
+    return f"{statistics.median(values):5.2f} [{min(values):.2f}-{max(values):.2f}]"
+
+
+def measure(plain: Guest, watched: Guest, rounds: int, modes: list[str]) -> None:
+    """The four workloads that run in a guest that is up."""
+    addresses = addresses_of(watched)
+    print(f"\n{'workload':22} {'mode':13} {'wall ratio':>18} {'least CPU':>9}  traps  late   PANDA (quoted)")
+    for name, command in WORKLOADS.items():
+        results: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        seen: dict[str, Watch] = {}
+        for number in range(rounds):
+            base = timed(plain, command)
+            results["plain"].append(base)
+            for mode in modes:
+                if mode == "gdb break" and number:
+                    continue
+                with watching(watched, mode, addresses) as watch:
+                    got = timed(watched, command)
+                seen[mode] = watch
+                results[mode].append((got[0] / base[0], got[1]))
+        wall = statistics.median(one for one, _ in results["plain"])
+        print(f"{name:22} {'plain':13} {wall:8.3f} s")
+        least = min(cpu for _, cpu in results["plain"])
+        for mode in modes:
+            walls, cpus = ([pair[index] for pair in results[mode]] for index in (0, 1))
+            note = f"{seen[mode].traps:6} {seen[mode].timeouts:5}   {PANDA[name]}"
+            print(f"{'':22} {mode:13} {spread(walls):>18} {min(cpus) / least:9.2f} {note}", flush=True)
+
+
+def measure_boot(cpu_model: str, argument: str, rounds: int) -> None:
+    """Boot: nothing can be attached yet, so only the loaded plugin counts."""
+    walls, cpus = [], []
+    for _ in range(rounds):
+        with Guest(GuestSpec(cpu_model=cpu_model)) as guest:
+            base = (guest.boot_seconds, cpu_seconds(guest.pid))
+        with Guest(GuestSpec(cpu_model=cpu_model, plugins=(argument,))) as guest:
+            walls.append(guest.boot_seconds / base[0])
+            cpus.append((base[1], cpu_seconds(guest.pid)))
+    least = min(after for _, after in cpus) / min(before for before, _ in cpus)
+    print(f"{BOOT:22} {'plugin idle':13} {spread(walls):>18} {least:9.2f} {'':12}   {PANDA[BOOT]}")
+
+
+def measure_rate(watched: Guest) -> None:
+    """What one trap costs when the reader resumes at once, and how many there can be in a second."""
+    addresses = addresses_of(watched)
+    print(f"\n{'mode':13} {'traps':>6} {'us a trap':>10} {'a second':>9}   (vfs_write trapped; dd bs=1)")
+    for mode, count in (("plugin", 20000), ("gdbstub", 100)):
+        command = f"dd if=/dev/zero of=/dev/null bs=1 count={count} 2>/dev/null"
+        without = timed(watched, command)[0]
+        with watching(watched, f"{mode}:rate", addresses, ("vfs_write",)) as watch:
+            wall = timed(watched, command)[0]
+        each = (wall - without) / watch.traps * 1e6
+        print(f"{mode:13} {watch.traps:6} {each:10.1f} {watch.traps / wall:9.0f}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--modes", default=",".join(MODES), help="which, separated by commas")
+    parser.add_argument("--cpu", default="qemu64", help="Skylake-Client has page-table isolation on")
+    options = parser.parse_args(arguments or [])
+    for mode, text in MODES.items():
+        print(f"{mode:13} {text}")
+    with tempfile.TemporaryDirectory(prefix="pse-bench-") as directory:
+        argument = build.argument(Path(directory) / "plugin")
+        with (
+            Guest(GuestSpec(cpu_model=options.cpu)) as plain,
+            Guest(GuestSpec(cpu_model=options.cpu, plugins=(argument,))) as watched,
+        ):
+            measure(plain, watched, options.rounds, options.modes.split(","))
+            measure_rate(watched)
+        measure_boot(options.cpu, argument, min(options.rounds, 3))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["reader"]:
+        reader(*sys.argv[2:6])
+    else:
+        main(sys.argv[1:])
