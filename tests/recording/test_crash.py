@@ -166,3 +166,14 @@ def test_a_recording_is_read_while_it_is_written(tmp_path, monkeypatch):
     lab.writer.close()
     assert counts == sorted(counts)
     assert consume(lab.path) is None
+
+
+def test_a_recording_is_opened_before_its_first_step(tmp_path):
+    lab = Lab(tmp_path)
+    with open_recording(lab.path) as recording:
+        lab.guest.task(1)
+        lab.look()
+        lab.run(2, 100)
+        lab.writer.close()
+        assert [one.event for one in recording.events()] == lab.live
+        assert len(lab.live) > 1

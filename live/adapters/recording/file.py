@@ -71,8 +71,7 @@ class Recording:
         self._pages: OrderedDict[int, bytes] = OrderedDict()
         self._blocks: OrderedDict[int, tuple[Sequence[int], Sequence[bytes]]] = OrderedDict()
         self._check_schema()
-        dictionary = self.meta("dictionary", format.MAX_SMALL)
-        self._expander = format.Expander(dictionary or b"")
+        self._has_dictionary = False
         raw = self.meta("recording", format.MAX_SMALL)
         if raw is None:
             raise self.damaged("it does not say what it is a recording of")
@@ -142,6 +141,10 @@ class Recording:
     def _expand(self, data: Any, limit: int, what: str, *, small: bool = False) -> bytes:
         if not isinstance(data, bytes):
             raise self.damaged(f"{what} is missing or too large")
+        if small and not self._has_dictionary:
+            # Not read when the file was opened: its writer makes it of the first steps.
+            dictionary = self.meta("dictionary", format.MAX_SMALL)
+            self._expander, self._has_dictionary = format.Expander(dictionary or b""), dictionary is not None
         try:
             return self._expander.expand(data, limit, small=small)
         except ValueError as error:
