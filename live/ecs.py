@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import hashlib
 import json
 from typing import Any
@@ -26,7 +27,12 @@ def entity_id(system: System, identity: Identity) -> str:
     RFC 0030 names its ingredients (boot id, pid, start time); here they are hashed with SHA-256 and
     the first 16 bytes written in URL-safe base64.
     """
-    seed = f"{system.boot_id}|{identity.pid}|{identity.start}"
+    return _hashed(system.boot_id, identity)
+
+
+@functools.lru_cache(4096)
+def _hashed(boot_id: str, identity: Identity) -> str:
+    seed = f"{boot_id}|{identity.pid}|{identity.start}"
     return base64.urlsafe_b64encode(hashlib.sha256(seed.encode()).digest()[:16]).decode().rstrip("=")
 
 
@@ -80,12 +86,16 @@ def document(event: Event, system: System, *, host: str, mode: str) -> dict[str,
     return result
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _NAMESPACES = ("pid", "mnt", "net", "uts", "ipc", "cgroup", "user")
 
 
 def line(event: Event, system: System, *, host: str, mode: str) -> str:
     """The document as one line of ASCII JSON, without the newline."""
-    return json.dumps(document(event, system, host=host, mode=mode), separators=(",", ":"))
+    found = document(event, system, host=host, mode=mode)
+    text = _encode(found)
+    # A lone surrogate, which a strict JSON reader refuses, stands as \ud... in it; there hardly ever is one.
+    return _encode(_encodable(found)) if "\\ud" in text else text
 
 
 def _process(event: Event, process: Process, system: System) -> dict[str, Any]:
@@ -141,6 +151,7 @@ def _ended(event: Event) -> dict[str, Any]:
     return {"signal": {"number": status.signal, "name": signal_name(status.signal)}, "core": status.core}
 
 
+@functools.lru_cache(4096)
 def _time(time_ns: int | None) -> str | None:
     """ISO 8601, UTC, microseconds."""
     if time_ns is None:
@@ -156,11 +167,22 @@ def _string(number: int | None) -> str | None:
     return None if number is None else str(number)
 
 
-def _clean(value: Any) -> Any:
-    """Without what is None or empty, and with text that every JSON reader accepts."""
+def _clean(value: dict[str, Any]) -> dict[str, Any]:
+    """Without what is None, and objects that are empty then."""
+    cleaned = {}
+    for key, item in value.items():
+        if item.__class__ is dict:
+            if inner := _clean(item):
+                cleaned[key] = inner
+        elif item is not None:
+            cleaned[key] = item
+    return cleaned
+
+
+def _encodable(value: Any) -> Any:
+    """With text that every JSON reader accepts."""
     if isinstance(value, dict):
-        cleaned = {key: _clean(item) for key, item in value.items() if item is not None}
-        return {key: item for key, item in cleaned.items() if item != {}}
+        return {key: _encodable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_clean(item) for item in value]
+        return [_encodable(item) for item in value]
     return encodable(value) if isinstance(value, str) else value

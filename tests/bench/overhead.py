@@ -1,11 +1,14 @@
 """What watching costs the guest: five workloads, plain QEMU against each mode, alternating in one run.
 
-    python3 -m tests.bench.overhead [--rounds N] [--cpu MODEL] [--modes NAME,NAME]
+    python -m tests.bench.overhead [--rounds N] [--cpu MODEL] [--modes NAME,NAME]
 
 Ratios to plain QEMU: wall time, median over the rounds with the smallest and the largest; and the least CPU
 time of the QEMU process in any round against plain QEMU's least, which other load on the machine disturbs
-less.  The reader is a process of its own; for each trap it reads guest memory for about 100 us while the vCPU
-is held, as a tracker does.
+less.  Every command has been run once before it is timed, as attaching empties QEMU's translation cache.
+The modes `poll`, `plugin` and `gdbstub` are `pse watch --json`, with every process event on; the others are
+what else the trap sources offer, with a reader that looks at guest memory for 100 us at each held trap.
+
+"... bare" is the worst case: a program that only forks, and one that makes one system call after exec.
 
 The column PANDA is quoted from measurements on another day and machine, as ratios to its own plain QEMU: with
 osi + syscalls2, 13.7 / 3.6-3.9 / 1.7-3.2 / 4.3 / 1.5 s; plain 4.5 / 1.35 / 0.20 / 1.7 / 0.43 s.
@@ -16,6 +19,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,12 +38,14 @@ from live.core.memory import GuestVirtual
 from live.core.traps import Action, TrapRequest
 from tests.guest.guest import Guest
 from tests.guest.spec import GuestSpec
+from tests.watch import PSE, environment
 
 BOOT = "boot"
 WORKLOADS = {
     "dd | md5sum": "dd if=/dev/zero bs=64k count=800 2>/dev/null | md5sum >/dev/null",
     "100 000 system calls": "/programs/syscalls 100000",
-    "200 fork + exec": "/programs/fork-exec 200",
+    "200 fork + exec": "for i in $(seq 200); do /bin/true; done",
+    "... bare": "/programs/fork-exec 200",
     "shell loop": "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done",
 }
 PANDA = {
@@ -46,22 +53,22 @@ PANDA = {
     "dd | md5sum": "2.7-2.9",
     "100 000 system calls": "8.5-16",
     "200 fork + exec": "2.5",
+    "... bare": "-",
     "shell loop": "3.5",
 }
-FUNCTIONS = ("wake_up_new_task", "proc_exec_connector", "taskstats_exit")
+RATED = "vfs_write"
 WATCHED = "proc_event_num_listeners"
 PROCESS_CALLS = "56,57,58,59,60,231,322,435"
 MODES = {
-    "poll": "looks at memory 20 times a second",
+    "poll": "pse watch --mode poll",
     "plugin idle": "plugin loaded, nobody reads",
-    "plugin": "all process events: code addresses, held",
+    "plugin": "pse watch --mode plugin",
     "plugin calls": "process system calls by number, held",
     "plugin asid": "every asid change recorded",
     "gdb watch": "gdbstub, watchpoint on proc_event_num_listeners",
-    "gdb break": "gdbstub, breakpoints; one round only",
+    "gdbstub": "pse watch --mode gdbstub; one round only",
 }
-
-SOURCES = {"poll": "poll", "plugin": "plugin", "gdb": "gdbstub", "gdbstub": "gdbstub"}
+WATCHES = ("poll", "plugin", "gdbstub")
 
 
 def look(memory: memoryview | None, until: int) -> None:
@@ -78,64 +85,88 @@ def reader(pid: str, mode: str, code: str, access: str) -> None:
 
     with attach(pid) as guest:
         flat = guest.memory.flat
-        source = choose(guest, SOURCES[mode.split(maxsplit=1)[0].split(":", maxsplit=1)[0]]).source
-        if source is not None:
-            addresses = frozenset(GuestVirtual(int(word)) for word in code.split(",") if word)
-            request = {
-                "plugin": TrapRequest(code=addresses),
-                "gdb break": TrapRequest(code=addresses),
+        source = choose(guest, "plugin" if mode.startswith("plugin") else "gdbstub").source
+        assert source is not None
+        source.arm(
+            {
                 "gdb watch": TrapRequest(accesses=frozenset({GuestVirtual(int(access))})),
                 "plugin calls": TrapRequest(syscalls=frozenset(map(int, PROCESS_CALLS.split(",")))),
                 "plugin asid": TrapRequest(asid_changes=Action.RECORD),
-                "rate": TrapRequest(code=addresses),
-            }[mode.partition(":")[2] or mode]
-            source.arm(request)
+            }.get(mode, TrapRequest(code=frozenset({GuestVirtual(int(code))})))
+        )
         print("ready", flush=True)
         traps = 0
         while not select.select([sys.stdin], [], [], 0)[0]:
-            if source is None:
-                time.sleep(0.05)
-                look(flat, time.monotonic_ns() + 300_000)
-                continue
             trap = source.wait(0.05)
             if trap is not None:
                 traps += 1
                 if trap.held and not mode.endswith(":rate"):
                     look(flat, time.monotonic_ns() + 100_000)
                 source.resume(trap)
-        print(traps, source.counters.hold_timeouts if source else 0, flush=True)
-        if source is not None:
-            source.close()
+        print(traps, source.counters.hold_timeouts, flush=True)
+        source.close()
 
 
 @dataclass
 class Watch:
-    """What a reader reported."""
+    """What a reader reported: traps, and how many it was too late for."""
 
     traps: int = 0
-    timeouts: int = 0
+    late: int = 0
 
 
 @contextlib.contextmanager
-def watching(
-    guest: Guest, mode: str, addresses: dict[str, int], code: tuple[str, ...] = FUNCTIONS
-) -> Iterator[Watch]:
-    """A reader in the mode, for the time of the block."""
+def watching(guest: Guest, mode: str, addresses: dict[str, int]) -> Iterator[Watch]:
+    """Somebody who watches in the mode, for the time of the block."""
     watch = Watch()
-    if mode in ("plain", "plugin idle"):
+    if mode == "plugin idle":
         yield watch
-        return
-    words = ",".join(str(addresses[name]) for name in code if name in addresses)
-    command = [sys.executable, "-m", "tests.bench.overhead", "reader", str(guest.pid), mode, words]
-    command.append(str(addresses.get(WATCHED, 0)))
+    elif mode in WATCHES:
+        with _pse_watch(guest, mode, watch):
+            yield watch
+    else:
+        with _reader(guest, mode, addresses, watch):
+            yield watch
+
+
+@contextlib.contextmanager
+def _pse_watch(guest: Guest, mode: str, watch: Watch) -> Iterator[None]:
+    with (
+        tempfile.NamedTemporaryFile() as events,
+        subprocess.Popen(
+            [*PSE, "watch", "--json", "--mode", mode, str(guest.monitor)],
+            stdout=events,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        ) as process,
+    ):
+        while not os.path.getsize(events.name):
+            if process.poll() is not None:
+                raise RuntimeError(f"pse watch --mode {mode} did not start")
+            time.sleep(0.02)
+        time.sleep(0.3)
+        yield
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        summary = process.stderr.read()
+    for name, pattern in (("traps", r"(\d+) traps,"), ("late", r"(\d+) traps taken too late")):
+        found = re.search(pattern, summary)
+        setattr(watch, name, int(found[1]) if found else 0)
+
+
+@contextlib.contextmanager
+def _reader(guest: Guest, mode: str, addresses: dict[str, int], watch: Watch) -> Iterator[None]:
+    command = [sys.executable, "-m", "tests.bench.overhead", "reader", str(guest.pid), mode]
+    command += [str(addresses.get(name, 0)) for name in (RATED, WATCHED)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
             raise RuntimeError(f"the reader of {mode} did not start")
-        yield watch
+        yield
         process.stdin.close()
-        watch.traps, watch.timeouts = map(int, process.stdout.readline().split())
+        watch.traps, watch.late = map(int, process.stdout.readline().split())
 
 
 def cpu_seconds(pid: int) -> float:
@@ -149,13 +180,18 @@ def cpu_seconds(pid: int) -> float:
 
 def addresses_of(guest: Guest) -> dict[str, int]:
     """Where the guest has what we trap."""
-    pattern = f" [tTbBdD] ({'|'.join((*FUNCTIONS, WATCHED, 'vfs_write'))})$"
+    pattern = f" [tTbBdD] ({RATED}|{WATCHED})$"
     lines = guest.run(["grep", "-E", pattern, "/proc/kallsyms"]).output.splitlines()
     return {line.split()[2]: int(line.split()[0], 16) for line in lines}
 
 
-def timed(guest: Guest, command: str) -> tuple[float, float]:
-    """(wall, CPU of QEMU) seconds of a command in the guest."""
+def timed(guest: Guest, command: str, *, warm: bool = True) -> tuple[float, float]:
+    """(wall, CPU of QEMU) seconds of a command in the guest.
+
+    ``warm``: run it once before, because attaching makes QEMU translate everything anew.
+    """
+    if warm:
+        guest.run(command, timeout=600)
     cpu, wall = cpu_seconds(guest.pid), time.monotonic()
     guest.run(command, timeout=600)
     return time.monotonic() - wall, cpu_seconds(guest.pid) - cpu
@@ -177,10 +213,10 @@ def measure(plain: Guest, watched: Guest, rounds: int, modes: list[str]) -> None
             base = timed(plain, command)
             results["plain"].append(base)
             for mode in modes:
-                if mode == "gdb break" and number:
+                if mode == "gdbstub" and number:
                     continue
                 with watching(watched, mode, addresses) as watch:
-                    got = timed(watched, command)
+                    got = timed(watched, command, warm=mode != "gdbstub")
                 seen[mode] = watch
                 results[mode].append((got[0] / base[0], got[1]))
         wall = statistics.median(one for one, _ in results["plain"])
@@ -188,7 +224,7 @@ def measure(plain: Guest, watched: Guest, rounds: int, modes: list[str]) -> None
         least = min(cpu for _, cpu in results["plain"])
         for mode in modes:
             walls, cpus = ([pair[index] for pair in results[mode]] for index in (0, 1))
-            note = f"{seen[mode].traps:6} {seen[mode].timeouts:5}   {PANDA[name]}"
+            note = f"{seen[mode].traps:6} {seen[mode].late:5}   {PANDA[name]}"
             print(f"{'':22} {mode:13} {spread(walls):>18} {min(cpus) / least:9.2f} {note}", flush=True)
 
 
@@ -212,8 +248,8 @@ def measure_rate(watched: Guest) -> None:
     for mode, count in (("plugin", 20000), ("gdbstub", 100)):
         command = f"dd if=/dev/zero of=/dev/null bs=1 count={count} 2>/dev/null"
         without = timed(watched, command)[0]
-        with watching(watched, f"{mode}:rate", addresses, ("vfs_write",)) as watch:
-            wall = timed(watched, command)[0]
+        with watching(watched, f"{mode}:rate", addresses) as watch:
+            wall = timed(watched, command, warm=False)[0]
         each = (wall - without) / watch.traps * 1e6
         print(f"{mode:13} {watch.traps:6} {each:10.1f} {watch.traps / wall:9.0f}")
 

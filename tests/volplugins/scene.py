@@ -94,10 +94,10 @@ def packs() -> list[Path]:
     spec = importlib.util.find_spec("volplugins")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    found = [Path(one).resolve() for one in spec.submodule_search_locations]
-    if (
-        "PSE_CHECKOUT" in os.environ
-    ):  # what `make test` installed is tested without the checkout, but for this
+    # An editable install adds what is no directory.
+    found = [next(Path(one).resolve() for one in spec.submodule_search_locations if Path(one).is_dir())]
+    if "PSE_CHECKOUT" in os.environ:
+        # What `make test` installed is tested without the checkout, but for this.
         found.append(Path(os.environ["PSE_CHECKOUT"]) / "volplugins")
     return found
 

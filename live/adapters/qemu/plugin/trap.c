@@ -87,11 +87,16 @@ static uint64_t reg(unsigned v, int which)
 struct score *score_of(unsigned v) { return qemu_plugin_scoreboard_find(scores, v); }
 
 /* --- events ------------------------------------------------------------------------------------------------- */
+/* Most holds are over within 0.1 ms; to sleep and be woken takes about as long again, so look for a while first. */
+static uint64_t spin_ns;
+
 static void hold(struct shared *s, unsigned v, uint64_t seq, uint64_t position, unsigned limit_ms)
 {
-    uint64_t end = now() + limit_ms * 1000000ull, t, drain;
+    uint64_t begin = now(), end = begin + limit_ms * 1000000ull, t, drain;
     while (reader && s->vcpu[v].resumed < seq) {
-        if ((t = now()) >= end) {
+        if ((t = now()) - begin < spin_ns)
+            continue;
+        if (t >= end) {
             s->timeouts++;
             late = position;
             return;
@@ -373,6 +378,8 @@ EXPORT int qemu_plugin_install(uint64_t id, const qemu_info_t *info, int argc, c
     }
     plugin = id;
     n_vcpus = info->system.max_vcpus;
+    if (sysconf(_SC_NPROCESSORS_ONLN) > n_vcpus)    /* else the reader may need this very CPU */
+        spin_ns = 200000;
     vcpus = aligned_alloc(64, n_vcpus * sizeof *vcpus);
     if (!vcpus || control_listen(path) < 0)
         return 1;

@@ -1,4 +1,4 @@
-"""What recording costs, and how fast a recording is seen again: ``python -m tests.recording.bench``.
+"""What recording costs, and how fast a recording is seen again: ``python -m tests.bench recording``.
 
 Needs no guest: the steps are those of the synthetic one, replayed from a bundled recording otherwise.
 """
