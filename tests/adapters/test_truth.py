@@ -17,13 +17,14 @@ import pytest
 
 from live.adapters.qemu import attach
 from live.adapters.qemu.plugin.source import PluginSource
-from live.core.traps import Action, AsidChange, Syscall, Trap, TrapRequest, asid_of
+from live.core.traps import Action, AsidChange, Entry, Syscall, Trap, TrapRequest, asid_of
 from tests.adapters import sockets
 from tests.guest.fixtures import Boot
 from tests.guest.guest import Guest
 from tests.guest.truth import Truth, TruthOther
 
 GETPPID, KILL, EXECVE = 110, 62, 59
+FORK32, EXECVE32, VFORK32, EXIT32, GETPID32 = 2, 11, 190, 1, 20
 INTEL = "Skylake-Client"  # has page-table isolation on
 
 pytestmark = pytest.mark.parametrize(
@@ -104,8 +105,14 @@ def test_system_calls(boot: Boot, cpus: int, model: str) -> None:
         guest.run(["/programs/syscalls", "500"])
         guest.run(["/programs/fork-exec", "10"])
         guest.run(["/programs/storm", "0"], check=False)
+        guest.run(["/programs/int80", "5"])
+        if model == INTEL:
+            guest.run(["/programs/sysenter", "3"])
     assert collector.counters.dropped == 0
     seen = [trap for trap in collector.traps if isinstance(trap, Syscall)]
+    compat = Counter((trap.entry, trap.number) for trap in seen if trap.entry is not Entry.SYSCALL)
+    by_int80 = {(Entry.INT80, number): 5 for number in (FORK32, EXECVE32, VFORK32, EXIT32)}
+    assert compat == by_int80 | ({(Entry.SYSENTER, GETPID32): 3} if model == INTEL else {})
     total: Counter[int] = Counter()
     for cpu in range(cpus):
         calls = [
