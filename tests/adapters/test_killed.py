@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,8 @@ from live.core.traps import TrapRequest
 from tests.adapters import sockets
 from tests.adapters.test_contract import drain, symbols
 from tests.guest.fixtures import Boot
+from tests.guest.guest import Guest
+from tests.watch import Watch, pse
 
 WATCHER = """
 import sys, time
@@ -69,6 +72,27 @@ def test_killed_in_a_hold(mode: str, how: signal.Signals, boot: Boot) -> None:
     assert [hit.pc for hit in hits] == [address]
 
 
+@pytest.mark.parametrize("mode", ["plugin", "gdbstub", "poll"])
+def test_pse_watch_is_killed_in_a_hold(mode: str, boot: Boot) -> None:
+    """As a user has it: the hold would last for a second; with the watcher dead it is over at once."""
+    guest = boot(cpus=2, plugins=(sockets.plugin("kill"),))
+    with Watch(str(guest.monitor), "--mode", mode) as watch:
+        os.kill(watch.pid, signal.SIGSTOP)  # whatever is trapped now is held
+        job = guest.start(["true"])
+        time.sleep(0.3)
+        assert job.running == (mode != "poll")
+        killed = time.monotonic()
+        os.kill(watch.pid, signal.SIGKILL)
+        job.wait(10)
+        print(
+            f"{mode}: the guest ran {1000 * (time.monotonic() - killed):.0f} ms after the watcher was killed"
+        )
+        assert time.monotonic() - killed < 5  # a second for us, the rest for a loaded machine
+    again = pse("watch", str(guest.monitor), "--mode", mode, "--count", "1")
+    assert again.returncode == 0, again.stderr
+    assert f"{mode} mode" in again.stderr
+
+
 def test_modes(boot: Boot) -> None:
     guest = boot(fresh=True, plugins=(sockets.plugin("modes"),))
     with attach(str(guest.pid)) as attached:
@@ -106,7 +130,10 @@ def test_old_qemu_has_no_plugin_mode_and_says_so(boot: Boot) -> None:
         choice.source.close()
 
 
-def test_ten_seconds_of_attaching_and_detaching_leave_nothing(boot: Boot) -> None:
+@pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("mode", ["plugin", "gdbstub"])
+def test_attaching_and_detaching_leave_nothing(boot: Boot, mode: str, seconds: float) -> None:
+    """No descriptor, thread or memory: neither ours nor QEMU's."""
     argument = sockets.plugin("kill")
     guest = boot(cpus=2, plugins=(argument,))
     request = TrapRequest(code=frozenset(symbols(guest, "wake_up_new_task").values()))
@@ -115,26 +142,44 @@ def test_ten_seconds_of_attaching_and_detaching_leave_nothing(boot: Boot) -> Non
         ours, theirs = (len(os.listdir(f"/proc/{pid}/fd")) for pid in ("self", guest.pid))
         return ours, theirs, len(os.listdir("/proc/self/task"))
 
-    def cycle(mode: str) -> None:
+    def cycle() -> None:
         with attach(str(guest.pid)) as attached:
             source = choose(attached, mode).source
             assert source is not None
             source.arm(request)
             source.close()
 
-    for mode in ("plugin", "gdbstub"):
-        cycle(mode)
-        time.sleep(0.5)
-        before = state()
-        until = time.monotonic() + 5
+    def cycles(duration: float) -> int:
+        until, count = time.monotonic() + duration, 0
         while time.monotonic() < until:
-            cycle(mode)
-        # The plugin lets go of a session, and a thread of ours ends, a moment after close().
-        for _ in range(100):
-            after = state()
-            if all(now <= then for now, then in zip(after, before, strict=True)):
-                break
-            time.sleep(0.1)
-        else:
-            raise AssertionError(f"{mode}: {after}, before {before}")
+            cycle()
+            count += 1
+        return count
+
+    cycles(seconds / 2)  # caches fill, allocators find their size
+    time.sleep(0.5)
+    before, memory = state(), anonymous(guest)
+    count = cycles(seconds / 2)
+    # The plugin lets go of a session, and a thread of ours ends, a moment after close().
+    for _ in range(100):
+        after = state()
+        if all(now <= then for now, then in zip(after, before, strict=True)):
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(f"{after}, before {before}")
+    grown = [now - then for now, then in zip(anonymous(guest), memory, strict=True)]
+    print(f"{mode}: {count} cycles; we grew by {grown[0]} KiB, QEMU by {grown[1]} KiB")
+    assert max(grown) < 2048
+    for pid in ("self", guest.pid):
+        assert "memfd:pse-trap" not in Path(f"/proc/{pid}/maps").read_text(), "a session's ring is unmapped"
     assert guest.run(["true"]).status == 0
+
+
+def anonymous(guest: Guest) -> tuple[int, int]:
+    """KiB of anonymous memory: ours, and QEMU's."""
+    found = []
+    for pid in ("self", guest.pid):
+        (line,) = [x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if "RssAnon" in x]
+        found.append(int(line.split()[1]))
+    return found[0], found[1]
