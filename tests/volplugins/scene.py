@@ -113,16 +113,25 @@ class Run:
     output: str
 
 
+def command(pack: Path, renderer: str = "jsonlines") -> list[str]:
+    """How `vol` begins."""
+    return [str(Path(sys.executable).parent / "vol"), "-q", "-p", str(pack), "-r", renderer]
+
+
 def vol(
     *arguments: str, cwd: Path, symbols: Path, pack: Path, renderer: str = "jsonlines", **options: str
 ) -> Run:
     """Run `vol -p PACK -r RENDERER ARGUMENTS` from another directory, with a symbol cache of its own."""
-    program = Path(sys.executable).parent / "vol"
-    command = [str(program), "-q", "-p", str(pack), "-r", renderer, *arguments]
     environment = {**os.environ, "PSE_SYMBOLS": str(symbols), "PYTHONPATH": "", **options}
     began = time.monotonic()
     done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
+        [*command(pack, renderer), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     seconds = time.monotonic() - began
     rows = []

@@ -1,10 +1,16 @@
 """Real kernels: what `vol` prints of their memory is what they say of themselves."""
 
+import json
+import signal
+import subprocess
+import time
+
 import pytest
 
-from tests.guest import KERNELS
+from tests.guest import KERNELS, Guest, GuestSpec
 from tests.guest.apt import Apt
 from tests.volplugins import matrix, scene
+from tests.watch import Watch
 
 pytestmark = pytest.mark.guest
 PACKS = scene.packs()
@@ -17,8 +23,6 @@ PACKS = scene.packs()
 )
 def taken(request, guest_pool, tmp_path_factory):
     """(guest's truth, its RAM file, its ELF core, a later RAM file, and what ran between the two)."""
-    from tests.guest import GuestSpec
-
     kernel, cpu = request.param
     guest = guest_pool.get(GuestSpec(kernel=kernel, cpu_model=cpu))
     directory = tmp_path_factory.mktemp("images")
@@ -96,8 +100,6 @@ def test_the_order_of_a_series_does_not_matter(taken, vol):
 
 
 def test_images_of_two_boots_are_refused(taken, guest_pool, vol, tmp_path):
-    from tests.guest import Guest, GuestSpec
-
     _, _, first, *_ = taken
     with Guest(GuestSpec(kernel="6.1")) as other:
         other.stop()
@@ -156,8 +158,6 @@ def test_the_timeline(taken, vol):
 
 
 def test_a_live_guest(guest_pool, vol):
-    from tests.guest import GuestSpec
-
     guest = guest_pool.get(GuestSpec(kernel="6.1"))
     job = guest.start("while :; do sleep 0.4; done")
     try:
@@ -172,10 +172,52 @@ def test_a_live_guest(guest_pool, vol):
         job.kill()
 
 
+def test_volatility_and_pse_watch_at_once_show_the_same_events(tmp_path):
+    """Each through a monitor of its own, as a monitor serves one at a time."""
+    second = tmp_path / "second.sock"
+    monitor = ("-qmp", f"unix:{second},server=on,wait=off")
+    with Guest(GuestSpec(extra=monitor)) as guest:
+        command = [*scene.command(PACKS[0]), "-f", f"qemu://{second}", "linux.pse"]
+        # Errors into nothing: whoever does not read them makes vol wait.
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tmp_path
+        ) as vol:
+            assert vol.stdout is not None
+            first = next(line for line in vol.stdout if line.startswith("{"))
+            with Watch(str(guest.monitor), "--mode", "poll") as watch:
+                job = guest.start(["slow", "3"])
+                program = job.wait_pid()
+                job.wait()
+                time.sleep(0.5)
+            vol.send_signal(signal.SIGINT)
+            lines = [first, *vol.stdout]
+    assert vol.returncode == 0
+    columns = ("EVENT", "REASON", "PID", "PPID", "COMM", "ARGS", "EXE", "EXIT")
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    by_vol = [tuple(row[name] for name in columns) for row in rows if row["PPID"] == program]
+    by_watch = [shown(each) for each in watch.documents if each["process"]["parent"]["pid"] == program]
+    assert by_vol == by_watch
+    assert len(by_vol) == 3 * 5, "a start, the three events of an exec, and an end, three times"
+
+
+def shown(document):
+    """The document as Volatility's columns have it."""
+    process, own = document["process"], document["pse"]
+    status = process.get("exit_code")
+    return (
+        own["event"].removeprefix("Process").lower(),
+        own["reason"],
+        process["pid"],
+        process["parent"]["pid"],
+        process["name"],
+        process["command_line"],
+        process["executable"],
+        None if status is None else str(status),
+    )
+
+
 @pytest.mark.parametrize("machine", ["q35", "pc"])
 def test_ram_above_the_hole(vol, tmp_path, machine):
-    from tests.guest import Guest, GuestSpec
-
     with Guest(GuestSpec(kernel="6.12", memory=4096, machine=machine)) as guest:
         truth = scene.truth(guest)
         guest.stop()
