@@ -4,13 +4,19 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from live.adapters.qemu.modes import choose
 from live.adapters.recording import open_recording
-from live.recording.filters import find_event
+from live.core.events import ProcessEnd, ProcessExec
+from live.recording.filters import EventFilter, find_event
+from live.recording.record import Recorder
+from live.recording.stepper import Frames
+from live.session import Session
 from tests.accuracy.compare import compare
 from tests.guest import GuestSpec
 from tests.recording.run import record, trappable
@@ -119,6 +125,39 @@ def test_any_plugin_at_an_event_and_only_where_memory_is_recorded(tmp_path):
     assert [row["PID"] for row in events.rows] == [
         json.loads(line)["process"]["pid"] for line in lines.splitlines()
     ]
+
+
+def test_at_an_event_is_as_a_dump_of_that_moment(tmp_path, monkeypatch):
+    """While the trap holds the only vCPU its memory is copied, too: Volatility sees the same in both."""
+    path, dump = tmp_path / "run.pse", tmp_path / "then.raw"
+    with trappable(GuestSpec()) as guest, Session(str(guest.monitor)) as session:
+        # Longer than a user would have it held: there are two copies to be made, and the machine may be busy.
+        monkeypatch.setattr(session, "choose", lambda mode: choose(session.guest, mode, hold=30))
+        frames = Frames(on=(EventFilter("exec:*/segv"),))
+        with Recorder(session, path, mode="plugin", frames=frames) as recorder:
+            step = recorder.steps.trap
+
+            def copying(*arguments):
+                events = step(*arguments)
+                if any(isinstance(event, ProcessExec) and event.new.comm == "segv" for event in events):
+                    scene.copy_ram(guest, dump)
+                    assert recorder.choice.source.counters.hold_timeouts == 0
+                return events
+
+            monkeypatch.setattr(recorder.steps, "trap", copying)
+            starter = threading.Timer(1.5, lambda: guest.start(["segv", "1"]))
+            starter.start()
+            for event in recorder.events(duration=60):
+                if isinstance(event, ProcessEnd) and event.process.comm == "segv" and event.status:
+                    break
+    for plugin in ("linux.pslist", "linux.psaux", "linux.proc.Maps"):
+        runs = [
+            scene.vol(*input, plugin, cwd=tmp_path, symbols=tmp_path / "symbols", pack=PACK)
+            for input in (("-f", str(dump)), ("-f", str(path), "--at", "exec:*/segv"))
+        ]
+        assert [run.status for run in runs] == [0, 0], runs[1].errors
+        assert runs[0].rows == runs[1].rows
+        assert "segv" in str(runs[0].rows[-1])
 
 
 def test_a_killed_recorder_leaves_a_recording_and_a_running_guest(tmp_path):
