@@ -6,8 +6,9 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.text import Text
+from rich.text import Span, Text
 from volatility3.cli import text_renderer
 from volatility3.framework.renderers import format_hints
 
@@ -24,7 +25,7 @@ _STYLES: dict[type, str] = {datetime.datetime: "dim", format_hints.Hex: "magenta
 class RichText(text_renderer.CLIRenderer):  # type: ignore[misc]
     """A column is as wide as its widest cell so far; a tree is drawn in its first column.
 
-    Cells are `rich.text.Text`, never markup, and escaped before: a process cannot name itself into another
+    A row is `rich.text.Text`, never markup, and escaped before: a process cannot name itself into another
     colour.
     """
 
@@ -45,46 +46,53 @@ class RichText(text_renderer.CLIRenderer):  # type: ignore[misc]
         ]
         console = Console(highlight=False, markup=False, emoji=False)
         try:
-            _print(
-                console, [Text(column.name, style="bold underline") for column in columns], columns, widths
-            )
+            _print(console, [(column.name, "bold underline") for column in columns], columns, widths)
             for depth, values in cells.rows(grid):
                 texts = [cells.text(column, values[index]) for index, column in shown]
                 if self.filter and self.filter.filter(texts):
                     continue
                 row = [
-                    _cell(column, values[index], text)
+                    (text, _style(column, values[index], text))
                     for (index, column), text in zip(shown, texts, strict=True)
                 ]
                 if depth:
-                    row[0] = Text("  " * (depth - 1) + "└ ", style="dim") + row[0]
+                    row[0] = ("  " * (depth - 1) + "└ " + row[0][0], row[0][1])
                 _print(console, row, columns, widths)
         except BrokenPipeError:
             cells.close_quietly()
 
 
-def _cell(column: Any, value: Any, text: str) -> Text:
+def _style(column: Any, value: Any, text: str) -> str:
     if cells.absent(value):
-        return Text(text, style="dim")
+        return "dim"
     if column.name == "EVENT":
-        return Text(text, style=_EVENTS.get(text, ""))
-    return Text(text, style=_STYLES.get(column.type, ""))
+        return _EVENTS.get(text, "")
+    return _STYLES.get(column.type, "")
 
 
-def _print(console: Console, row: Sequence[Text], columns: Sequence[Any], widths: list[int]) -> None:
-    line = Text()
+def _print(
+    console: Console, row: Sequence[tuple[str, str]], columns: Sequence[Any], widths: list[int]
+) -> None:
+    parts: list[str] = []
+    spans: list[Span] = []
+    at = 0
     blocks: list[Text] = []
-    for index, (cell, column) in enumerate(zip(row, columns, strict=True)):
-        if "\n" in cell.plain:
-            blocks.append(cell)
-            cell = Text("(below)", style="dim")  # noqa: PLW2901 -- a dump does not fit into a line
-        widths[index] = max(widths[index], min(cell.cell_len, _MAX_WIDTH))
-        space = " " * max(0, widths[index] - cell.cell_len)
+    for index, ((text, style), column) in enumerate(zip(row, columns, strict=True)):
+        if "\n" in text:
+            blocks.append(Text(text, style))
+            text, style = "(below)", "dim"  # noqa: PLW2901 -- a dump does not fit into a line
+        width = cell_len(text)
+        widths[index] = max(widths[index], min(width, _MAX_WIDTH))
+        space = " " * max(0, widths[index] - width)
         right = issubclass(column.type, int) and not issubclass(column.type, format_hints.Hex)
-        line += Text(space) + cell if right else cell + Text(space)
-        line += Text(_GAP)
-    line.rstrip()
+        begin = at + len(space) if right else at
+        if style:
+            spans.append(Span(begin, begin + len(text), style))
+        parts += (space, text, _GAP) if right else (text, space, _GAP)
+        at += len(space) + len(text) + len(_GAP)
+    # Put together here: appended piece by piece, a row takes rich four times as long.
+    whole = Text("".join(parts), spans=spans)
+    whole.rstrip()
     # soft_wrap: nothing is cut off; the terminal wraps what is too long for it.
-    console.print(line, soft_wrap=True)
-    for block in blocks:
-        console.print(block, soft_wrap=True)
+    for each in (whole, *blocks):
+        console.print(each, soft_wrap=True)

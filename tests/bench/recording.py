@@ -16,6 +16,7 @@ from live.introspect.linux import LinuxKernel
 from live.recording.replay import Replay
 from live.stepper import Stepper
 from tests.recording.build import Lab
+from tests.watch import environment
 
 EVENTS = 1000
 
@@ -59,7 +60,38 @@ def work(lab, recorded):
     return 1000 * median(timed.spent)
 
 
+_ROWS = """
+import itertools, os, resource, sys, time
+from pathlib import Path
+from volatility3.framework import renderers
+from live.adapters.recording import open_recording
+from live.volatility import grid
+from live.volatility.json_lines import JsonLinesStream
+from live.volatility.rich_text import RichText
+sys.stdout = open(os.devnull, "w")
+renderer = {"jsonlines": JsonLinesStream, "rich": RichText}[sys.argv[2]]
+with open_recording(Path(sys.argv[1])) as recording:
+    events = [one.event for one in recording.events()]
+endless = itertools.islice(itertools.cycle(events), int(sys.argv[3]))
+began = time.perf_counter()
+renderer().render(renderers.TreeGrid(grid.columns(), grid.flat(endless, grid.no_output)))
+spent = time.perf_counter() - began
+print(f"{spent:.1f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss} KiB at most", file=sys.stderr)
+"""
+
+
+def rows():
+    """Time and memory of the streaming renderers, by the number of rows."""
+    path = Path(__file__).parents[1] / "data" / "linux-6.1.pse"
+    for renderer, numbers in (("jsonlines", (10_000, 1_000_000)), ("rich", (10_000, 100_000))):
+        for number in numbers:
+            command = [sys.executable, "-c", _ROWS, str(path), renderer, str(number)]
+            run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+            print(f"{renderer:10} {number:9,} rows: {run.stderr.strip()}", flush=True)
+
+
 def main():
+    rows()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "plain").mkdir()
