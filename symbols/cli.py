@@ -7,7 +7,7 @@ import datetime
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from live.core.errors import TargetError
 from symbols.cache import Cache, Entry, write_atomically
@@ -227,24 +227,20 @@ def _show(cache: Cache, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _show_type(name: str, found: dict[str, object]) -> int:
+def _show_type(name: str, found: dict[str, Any]) -> int:
     if "constants" in found:
-        constants = found["constants"]
-        assert isinstance(constants, dict)
         table = _table("CONSTANT", "VALUE", title=f"enum {name}")
-        for constant, value in constants.items():
+        for constant, value in found["constants"].items():
             table.add_row(_harmless(constant), str(value))
     else:
-        fields = found["fields"]
-        assert isinstance(fields, dict)
         table = _table("OFFSET", "MEMBER", "TYPE", title=f"{found['kind']} {name}, {found['size']} bytes")
-        for member, field in sorted(fields.items(), key=lambda item: item[1]["offset"]):
+        for member, field in sorted(found["fields"].items(), key=lambda item: item[1]["offset"]):
             table.add_row(f"{field['offset']:#x}", _harmless(member), _harmless(_spelled(field["type"])))
     _print(table)
     return 0
 
 
-def _spelled(descriptor: dict[str, object]) -> str:
+def _spelled(descriptor: dict[str, Any]) -> str:
     """A type descriptor in C, more or less."""
     stars = ""
     dimensions = ""
@@ -261,7 +257,6 @@ def _spelled(descriptor: dict[str, object]) -> str:
             inner = descriptor["type"]
         else:
             break
-        assert isinstance(inner, dict)
         descriptor = inner
     name = descriptor.get("name", "()")
     word = f"{kind} {name}" if kind in ("struct", "union", "enum") else str(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from live.core.memory import GuestVirtual
 from live.core.traps import AsidChange, CodeHit, Entry, Syscall, Trap, TrapRequest, VcpuIndex, asid_of
@@ -86,40 +87,18 @@ def decode_event(memory: memoryview, at: int) -> Trap:
     registers = dict(zip(_REGISTERS, values, strict=True))
     if not (held or registers["rsp"]):  # a recorded trap has a few registers only
         registers = {_REGISTERS[index]: values[index] for index in _BRIEF}
-    index, asid, address = VcpuIndex(vcpu), asid_of(cr3), GuestVirtual(pc)
+    common: dict[str, Any] = {
+        "vcpu": VcpuIndex(vcpu),
+        "asid": asid_of(cr3),
+        "cr3": cr3,
+        "pc": GuestVirtual(pc),
+        "sequence": sequence,
+        "time_ns": time,
+        "held": bool(held),
+        "registers": registers,
+    }
     if kind == _KIND_ASID:
-        return AsidChange(
-            vcpu=index,
-            asid=asid,
-            cr3=cr3,
-            pc=address,
-            sequence=sequence,
-            time_ns=time,
-            held=bool(held),
-            registers=registers,
-            new_asid=asid_of(new_cr3),
-            moved=bool(moved),
-        )
+        return AsidChange(**common, new_asid=asid_of(new_cr3), moved=bool(moved))
     if kind == _KIND_SYSCALL:
-        return Syscall(
-            vcpu=index,
-            asid=asid,
-            cr3=cr3,
-            pc=address,
-            sequence=sequence,
-            time_ns=time,
-            held=bool(held),
-            registers=registers,
-            number=number,
-            entry=Entry(entry),
-        )
-    return CodeHit(
-        vcpu=index,
-        asid=asid,
-        cr3=cr3,
-        pc=address,
-        sequence=sequence,
-        time_ns=time,
-        held=bool(held),
-        registers=registers,
-    )
+        return Syscall(**common, number=number, entry=Entry(entry))
+    return CodeHit(**common)
