@@ -1,10 +1,10 @@
 """Compares our table with the DWARF of the same kernel: every member offset that both have.
 
-    python3 -m tests.bench.dwarf KERNEL_OR_IMAGE VMLINUX_WITH_DWARF
+    python -m tests.symbols.dwarf [KERNEL...]
 
-KERNEL_OR_IMAGE is anything that ``pse symbols build`` takes; VMLINUX_WITH_DWARF is from the debug package
-(linux-image-VERSION-dbg).  The DWARF is read by drgn (PyPI), which shares no code with us, nor with pahole,
-which made the kernel's BTF.  Prints counts, and each difference; the exit status is 1 if there is one.
+For each kernel of the lab (default: all) the debug package is fetched through apt (about 1 GB each).  The
+DWARF is read by drgn (PyPI; only this needs it), which shares no code with us, nor with pahole, which made
+the kernel's BTF.  Prints counts, and each difference; the exit status is 1 if there is one.
 
 A tag that the kernel defines more than once is compared with the definition that has the same size and member
 names, as DWARF has one for each compilation unit.
@@ -12,7 +12,9 @@ names, as DWARF has one for each compilation unit.
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from typing import Any
 import drgn
 
 from symbols import sources
+from tests.guest.apt import Apt
+from tests.guest.errors import FetchError
+from tests.guest.kernels import KERNELS, Image, fetch
 
 Json = dict[str, Any]
 
@@ -108,6 +113,7 @@ _FILES: dict[str, tuple[str, ...]] = {
         "pci_x86.h",
     ),
     "getdents_callback": ("fs/readdir.c", "readdir.c", "fs/exportfs/expfs.c", "expfs.c"),
+    "netlbl_domhsh_walk_arg": ("net/netlabel/netlabel_mgmt.c", "netlabel_mgmt.c", "netlabel_cipso_v4.c"),
     "remap_data": ("drivers/xen/xlate_mmu.c", "arch/x86/xen/mmu_pv.c", "mmu_pv.c"),
 }
 
@@ -128,24 +134,55 @@ def symbols(document: Json, program: drgn.Program, bias: int) -> tuple[int, list
     return compared, differences
 
 
-def main(source: str, vmlinux: str) -> int:
-    """Prints the comparison."""
-    document = sources.isf(Path(source), full=True)
+def debug_image(kernel: Image, directory: Path) -> Path:
+    """The kernel's vmlinux with DWARF, out of its debug package.  Raises `FetchError`."""
+    suite = KERNELS[kernel.name].suite
+    package = Apt(suite).fetch(f"linux-image-{kernel.release}-dbg", directory)
+    name = f"./usr/lib/debug/boot/vmlinux-{kernel.release}"
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as archive:
+        subprocess.run(["tar", "-x", "-C", directory, name], stdin=archive.stdout, check=True)
+    package.unlink()
+    return directory / name
+
+
+def compared(kernel: Image, vmlinux: Path) -> int:
+    """Prints the comparison; the number of differences.  Raises `FetchError` if there is no DWARF."""
+    document = sources.isf(kernel.vmlinuz, full=True)
     program = drgn.Program()
     module = program.extra_module("vmlinux", create=True)
     module.address_range = (0, (1 << 64) - 1)
     module.try_file(vmlinux, force=True)
+    if module.debug_file_status != drgn.ModuleFileStatus.HAVE:
+        raise FetchError(
+            f"{vmlinux.name} holds no DWARF that drgn can read ({module.debug_file_status.name})"
+        )
     counts, differences = compare(document, program)
     counts["symbols"], more = symbols(document, program, module.loaded_file_bias)
     differences += more
     for difference in differences[:200]:
         print(difference)
     print(
-        f"{counts['types']} types, {counts['members']} member offsets, {counts['symbols']} symbol addresses "
-        f"compared; {counts['only ours']} types in our table only; {len(differences)} differences"
+        f"{kernel.release}: {counts['types']} types, {counts['members']} member offsets, "
+        f"{counts['symbols']} symbol addresses compared; "
+        f"{counts['only ours']} types in our table only; {len(differences)} differences",
+        flush=True,
     )
-    return 1 if differences else 0
+    return len(differences)
+
+
+def main(names: list[str]) -> int:
+    """Fetch and compare."""
+    differences = done = 0
+    for name in names or KERNELS:
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                kernel = fetch(name)
+                differences += compared(kernel, debug_image(kernel, Path(directory)))
+                done += 1
+            except FetchError as error:
+                print(f"{name}: not compared: {error}", flush=True)
+    return 1 if differences or not done else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    sys.exit(main(sys.argv[1:]))

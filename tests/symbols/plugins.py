@@ -1,6 +1,6 @@
 """Runs every Linux plugin of Volatility with the pruned and with the full table: rows must be equal.
 
-    python3 -m tests.bench.plugins IMAGE [PART_OF_A_PLUGIN_NAME...]
+    python -m tests.symbols.plugins IMAGE [PART_OF_A_PLUGIN_NAME...]
 
 Each plugin is a process of its own (one of them keeps what it saw in a default argument).  A line says how
 many rows there are, or how the plugin failed with both tables.  The exit status is 1 if any differs.
