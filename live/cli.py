@@ -60,13 +60,15 @@ def parser() -> argparse.ArgumentParser:
     )
     watch.add_argument("target", nargs="?", metavar="TARGET", help=_TARGET)
     watch.add_argument("--duration", type=_positive, metavar="SECONDS", help="stop after this time")
-    watch.add_argument("--count", type=_count, metavar="N", help="stop after this many events")
+    watch.add_argument(
+        "--count", type=_count, metavar="N", help="stop after this many events (an exec has three)"
+    )
     watch.add_argument(
         "--mode",
         choices=("auto", "plugin", "gdbstub", "poll"),
         default="auto",
         help="how to notice what happens: plugin and gdbstub trap every event, poll looks at intervals "
-        "(default: auto, the best that the guest offers, in this order)",
+        "(default: auto, the best that the guest offers, in this order; gdbstub under TCG only if asked for)",
     )
     watch.add_argument(
         "--interval",
@@ -83,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
     ps = commands.add_parser(
         "ps",
         help="list the processes of a guest, now",
-        description="One look: every process of the guest, kernel threads and zombies included.",
+        description="One look: every process of the guest, kernel threads and zombies included. A zombie is "
+        "shown as an end: it has ended, and its parent has not asked for its status yet.",
     )
     ps.add_argument("target", nargs="?", metavar="TARGET", help=_TARGET)
     ps.add_argument("--json", action="store_true", help="JSON lines with ECS field names")
@@ -195,7 +198,7 @@ def _watch(arguments: argparse.Namespace) -> int:
         every = f" every {arguments.interval:g} ms" if monitor.mode == "poll" else ""
         print(
             f"pse: {printable(session.name)}: Linux {printable(session.found.release)}, {monitor.mode} mode"
-            f"{every}, memory through {session.guest.memory.description}\npse: {monitor.guarantee}",
+            f"{every}, memory {session.guest.memory.description}\npse: {monitor.guarantee}",
             file=sys.stderr,
         )
         for note in (*session.found.notes, *(f"not {reason}" for reason in monitor.choice.skipped)):
@@ -260,16 +263,15 @@ def _summary(monitor: Monitor, began: float, cpu: float) -> str:
 
 def _ps(arguments: argparse.Namespace) -> int:
     from live import render
-    from live.monitor import Monitor
+    from live.present import present
 
     with _attached(arguments.target) as session:
-        monitor = Monitor(session, mode="poll", kernel_threads=True)
         renderer: render.Renderer = (
             render.JsonRenderer(sys.stdout, session.system, host=session.name, mode="poll")
             if arguments.json
             else render.PlainRenderer(sys.stdout)
         )
-        for event in monitor.events(duration=1e-9):
+        for event in present(session.kernel, session.processes, time.time_ns()):
             renderer.show(event)
     return EXIT_OK
 

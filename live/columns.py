@@ -1,4 +1,4 @@
-"""One definition of what is shown of an event: for the rich table, plain lines, the TreeGrid and JSON."""
+"""What is shown of an event on a terminal and in plain lines; the TreeGrid and JSON share the readings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from live.core.events import Event, Process, ProcessEnd, ProcessExec, ProcessSta
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``title`` as Volatility has it, ``value`` of an event; ``width`` in characters (0: the rest)."""
+    """``title`` as printed, ``value`` of an event; ``width`` in characters (0: the rest)."""
 
     title: str
     width: int

@@ -5,9 +5,9 @@ busy within the last second, or when the refresh is due, is the task list walked
 death of a process that nobody reaped, move no counter.
 
 Traps: the kernel functions of `live.introspect.points` are trapped, and each reports one finished
-step while its vCPU is held.  A look at the whole list seeds the tracker, and one is taken every
-few seconds while the guest is idle: it proves from the kernel's counters that nothing was missed,
-and repairs it, counted, if something was.
+step while its vCPU is held.  A look at the whole list seeds the tracker, and one is taken after a
+few seconds in which something was trapped, when the guest is idle for a moment, and at the end: it
+proves from the kernel's counters that nothing was missed, and repairs it, counted, if something was.
 
 A trap says something only while its vCPU is held: afterwards the task that it names may be
 another one.  If we were too late (stopped, or starved, for longer than the hold limit), what was
@@ -75,8 +75,7 @@ class Poller:
             now = time.monotonic()
             with _guest_readable():
                 counters = self._session.kernel.counters()
-                if seen is not None and counters.forks < seen.forks:
-                    raise GuestGone("the guest was started anew; run pse watch again to follow it")
+                _require_same_boot(counters, seen)
                 if counters != seen or now < busy_until or now >= refresh_at:
                     if counters != seen:
                         busy_until = now + BUSY_S
@@ -121,6 +120,8 @@ class Trapper:
             if trap is None:
                 self._resynchronise(deliver)
                 self._session.sleep(0)
+                with _guest_readable():
+                    _require_same_boot(self._session.kernel.counters(), self._steps.tracker.counters)
             else:
                 dirty = True
                 self._handle(trap, deliver)
@@ -174,6 +175,11 @@ def _look(steps: Steps, cost: Cost, trigger: str, deliver: Deliver) -> None:
     cost.look_ns += time.perf_counter_ns() - begin
     for event in events:
         deliver(event)
+
+
+def _require_same_boot(now: Counters, before: Counters | None) -> None:
+    if before is not None and now.forks < before.forks:
+        raise GuestGone("the guest was started anew; run pse watch again to follow it")
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ Volatility lifts its members. One thing is better than there: an anonymous aggre
 that name (``atomic_t``, ``kernel_cap_t``).
 
 Types are described on demand: the *full* table asks for every aggregate, the *pruned* one for the closure
-over by-value members of a list of roots (`symbols.pruned`).  Pointers name their target without pulling it
-in: a target that the pruned table lacks is an error that names it when somebody dereferences, not a wrong
-value.  Enumerations are the exception, since Volatility looks them up when it sees the member: each that is
-mentioned is defined.
+over by-value members of a list of roots (pruned_types.txt, pruned_symbols.txt).  Pointers name their target
+without pulling it in: a target that the pruned table lacks is an error that names it when somebody
+dereferences, not a wrong value.  Enumerations are the exception, since Volatility looks them up when it sees
+the member: each that is mentioned is defined.
 
 Warts.  Tags are not unique in the kernel (a dozen duplicates among drivers): the largest definition gets
 the plain name, the others a suffix, and whoever refers to one of them refers to the right one.

@@ -110,6 +110,26 @@ def test_a_hostile_name_cannot_reach_the_terminal(guest):
     assert not {char for char in run.stdout if ord(char) < 32} - {"\n"}
 
 
+def test_ps_shows_what_there_is_zombies_and_kernel_threads_included(guest):
+    job = guest.start(["zombie", "3", "60000"])
+    parent = job.wait_pid()
+    try:
+        time.sleep(0.5)
+        run = pse("ps", str(guest.monitor), "--json")
+        assert run.returncode == 0, run.stderr
+        documents = [json.loads(line) for line in run.stdout.splitlines()]
+        asked = {entry.pid for entry in guest.proc_list()}
+    finally:
+        job.kill()
+    zombies = [d for d in documents if d["process"]["parent"]["pid"] == parent]
+    assert [(d["pse"]["event"], d["process"]["exit_code"]) for d in zombies] == [("ProcessEnd", 2)] * 3
+    shown = {d["process"]["pid"] for d in documents}
+    # The helper that lists /proc is in one list only; kernel workers come and go.
+    assert {1, 2, parent, *(d["process"]["pid"] for d in zombies)} <= shown & asked
+    others = [d for d in documents if d not in zombies]
+    assert {d["pse"]["reason"] for d in others} == {"running"}
+
+
 def test_vms_lists_the_guest(guest):
     run = pse("vms")
     assert run.returncode == 0

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from types import SimpleNamespace
 
+import pytest
+
+from live.core.errors import GuestGone
 from live.core.memory import GuestVirtual
+from live.core.tasklist import Counters
 from live.core.tracker import Tracker
 from live.watchers import Trapper
 from tests.adapters.fake import FakeSource, code_hit
-from tests.core.build import describe
+from tests.core.build import describe, look
 
 CODE = frozenset({GuestVirtual(0x1000)})
 
@@ -30,10 +34,15 @@ class Steps:
         return []
 
 
+def session(forks):
+    kernel = SimpleNamespace(counters=lambda: Counters(forks, 1, 0))
+    return SimpleNamespace(sleep=lambda seconds: None, kernel=kernel)
+
+
 def run(script, late=()):
     steps, source = Steps(), FakeSource(script)
     source.faults.late = set(late)
-    trapper = Trapper(SimpleNamespace(sleep=lambda seconds: None), steps, source, CODE)
+    trapper = Trapper(session(forks=10), steps, source, CODE)
     for _ in trapper.run(time.monotonic() + 0.05, lambda event: None):
         pass
     resumed = [sequence for call, sequence in source.calls if call == "resume"]
@@ -58,3 +67,11 @@ def test_where_nothing_follows_the_look_comes_when_the_guest_is_idle():
     done, _, cost = run([code_hit(1, 0x1000, held=False)])
     assert done == ["attach", "resync", "proof"]
     assert cost.late == 1
+
+
+def test_a_guest_that_was_started_anew_is_noticed_without_a_word_from_the_monitor():
+    steps = Steps()
+    steps.tracker.receive_tasks(look(forks=11))
+    trapper = Trapper(session(forks=10), steps, FakeSource([]), CODE)
+    with pytest.raises(GuestGone, match="started anew"):
+        list(trapper.run(time.monotonic() + 1, lambda event: None))

@@ -1,1 +1,1 @@
-"""Hypervisors, images and recordings: where bytes, registers and traps come from."""
+"""Hypervisors and recordings: where bytes, registers and traps come from."""

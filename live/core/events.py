@@ -46,7 +46,7 @@ class EndReason(str, enum.Enum):
     EXEC = "exec"
     """The image was replaced; the process lives on."""
     GONE = "gone"
-    """It vanished between two looks; how it ended was not seen (poll mode only)."""
+    """It vanished between two looks; how it ended was not seen (poll mode, or a trap taken too late)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +125,10 @@ class Process:
 class Occasion:
     """When an event was seen, and what made us look.
 
-    ``time_ns`` is UTC in ns since the epoch by the observer's clock; ``trigger`` names the trap
-    (``"timer"``, ``"attach"``, or the kernel function or system call); ``late_ns`` is for how long
-    the event may have been true already (one poll interval; 0 when a trap held the vCPU);
+    ``time_ns`` is UTC in ns since the epoch by the observer's clock; ``trigger`` says what
+    made us look (``"attach"``, ``"timer"``, ``"proof"``, ``"resync"``, or the kernel function that
+    was trapped); ``late_ns`` is for how long the event may have been true already: the time since
+    the look before, or since the trap was taken, while the vCPU was held;
     ``missed`` is how many tasks came and went unseen up to now, by the kernel's own counters.
     """
 

@@ -11,7 +11,7 @@ emits nothing: *an extra look changes nothing*.
 The kernel's transient states never enter: traps sit where the kernel has finished the step
 (the child is complete, the new image is installed, the last thread is leaving), and a look
 leaves out tasks that are inside execve.  That is the whole treatment of transients; what the
-first `osi_pse` did with six states and the next system call, the place of the trap does here.
+first `osi_pse` did with many states and the next system call, the place of the trap does here.
 
 Rules
 -----

@@ -13,7 +13,7 @@ GuestVirtual = NewType("GuestVirtual", int)
 """A guest-virtual address, canonical, as an unsigned 64-bit number."""
 
 Asid = NewType("Asid", int)
-"""The gpa of a process's top-level page table: CR3 without PCID, PTI and no-flush bits."""
+"""The gpa of a process's top-level page table; from CR3: without PCID, PTI and no-flush bits."""
 
 PAGE_SIZE = 4096
 

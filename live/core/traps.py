@@ -46,7 +46,7 @@ class Action(enum.IntEnum):
     RECORD = 1
     """Note it and let the guest run on; a full ring drops it and counts the drop."""
     HOLD = 2
-    """The vCPU waits for `TrapSource.resume`; never dropped."""
+    """The vCPU waits for `TrapSource.resume`; never dropped, unless a hold ran into its limit before."""
 
 
 class Entry(enum.IntEnum):

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_STATUS = "exit status: 0 done, 1 error (one sentence on standard error), 2 wrong usage"
+_STATUS = (
+    "exit status: 0 done or interrupted with Ctrl-C, 1 error (one sentence on standard error),\n"
+    "2 wrong usage; 3 (record) the guest ended, was reset, or could no longer be read"
+)
 
 
 def add_parsers(commands: Any) -> None:
@@ -87,12 +90,15 @@ def _add_record(commands: Any) -> None:
     )
     frames = record.add_argument_group(
         "keyframes",
-        "All of guest memory, for any Volatility plugin at that moment and for pse export. The guest stands\n"
-        "still meanwhile. There is always one at the beginning, which takes seconds; those that follow\n"
-        "store what changed, in half a second. A filter is KIND:PATTERN; KIND is start, exec, end or\n"
-        "any; PATTERN (* ? [...]) fits the path of the executable if it has a slash, else the name alone.",
+        "All of guest memory, for any Volatility plugin at that moment and for pse export. If any\n"
+        "are wanted, there is one at the beginning, which takes seconds; those that follow store what\n"
+        "changed. The guest stands still meanwhile, where it can be made to. A filter is KIND:PATTERN;\n"
+        "KIND is start, exec, end or any; PATTERN (* ? [...]) fits the path of the executable if it has\n"
+        "a slash, else the name alone.",
     )
-    frames.add_argument("--keyframe-start", action="store_true", help="one at the beginning")
+    frames.add_argument(
+        "--keyframe-start", action="store_true", help="one at the beginning, even if no others are wanted"
+    )
     frames.add_argument(
         "--keyframe-every", type=_seconds, metavar="SECONDS", help="one after every so many seconds"
     )

@@ -55,7 +55,7 @@ def program_of(kernel: LinuxKernel, process: Process) -> Program:
         raise MemoryFault(process.task, "the process has no memory", "virtual")
     (mm,) = kernel.unpacker("task_struct", (field("mm"),))(process.task)
     (pgd,) = kernel.unpacker("mm_struct", (field("pgd"),))(mm)
-    # Not the asid: it lacks the bits of CR3 that two page tables of one process differ in.
+    # Read anew, not the event's asid: an exec since then has another.
     table = PageTable(kernel.memory.physical, kernel.memory.gpa(pgd), kernel.levels)
     auxv = kernel.memory.read(mm + kernel.symbols.offset("mm_struct", "saved_auxv"), 320)
     vector = dict(pair for pair in struct.iter_unpack("<QQ", auxv) if pair[0])

@@ -1,4 +1,4 @@
-"""``linux.pse``: process events, or what is running, of an image, a series of images, or a live guest."""
+"""``linux.pse``: process events, or what is running, of an image, a series of images, a recording or a guest."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _KINDS = {
 
 
 class Pse(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface):  # type: ignore[misc]
-    """Lists processes as they start, execute and end: in an image, a series of images, or a running guest.
+    """Lists processes as they start, execute and end: in images, a recording, or a running guest.
 
     -f IMAGE shows what is running and the dead that are still visible; --next IMAGE ... adds what changed
-    from each image to the next of the same boot; -f qemu:///PATH, with the path of a QEMU monitor socket,
-    watches that guest.
+    from each image to the next of the same boot; -f RECORDING (made with pse record) shows its events;
+    -f qemu:///PATH, with the path of a QEMU monitor socket, watches that guest.
     """
 
     _required_framework_version = (2, 0, 0)

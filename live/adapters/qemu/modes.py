@@ -16,7 +16,7 @@ AUTO = "auto"
 
 POLL_GUARANTEE = (
     "What lives long enough to be in the task list at a look is seen; what came and went between two looks "
-    "is counted from the kernel's own counters."
+    "is counted from the kernel's own counters. An image that another one replaced between two looks is not."
 )
 
 
@@ -45,7 +45,7 @@ def choose(guest: QemuGuest, mode: str = AUTO, hold: float = 1.0) -> Choice:
         if one == "poll":
             break
         if one == "gdbstub" and mode == AUTO and guest.info.accel == "tcg":
-            # The stub's breakpoints make QEMU translate the guest anew, 50 to 100 ms a trap: what the user
+            # The stub's breakpoints make QEMU translate the guest anew, at each trap: what the user
             # did not ask for must not slow the guest down so much.
             skipped.append(
                 "gdbstub: under TCG it slows the guest down a lot; ask for it with --mode gdbstub."
@@ -81,8 +81,8 @@ def _open(guest: QemuGuest, mode: str, hold: float) -> TrapSource:
         raise TargetError(f"There is no mode {mode!r}; use one of {', '.join(MODES)}, or {AUTO}.")
     if guest.info.accel != "tcg":
         raise TargetError(f"Plugins work under TCG only, and this guest runs on {guest.info.accel}.")
-    version = guest.version.split(".")
-    if version[0].isdigit() and int(version[0]) < 9:
+    version = tuple(int(part) for part in guest.version.split(".")[:2] if part.isdigit())
+    if version and version < (9, 2):
         raise TargetError(f"QEMU {guest.version} is too old for the trap plugin; it needs 9.2 or newer.")
     if guest.info.plugin_socket is None:
         raise TargetError(

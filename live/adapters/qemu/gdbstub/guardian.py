@@ -3,11 +3,10 @@
 Theory of operation
 -------------------
 QEMU's stub does nothing when its client goes away: a guest that was stopped stays stopped, breakpoints stay.
- So the watcher starts this process and shares three descriptors with it: the stub's socket, a pipe, and a
- page of memory
-with the time until which a stop is in order (0: the guest runs).  The end of the pipe without a farewell (the
-watcher died), or a stop far beyond its time (the watcher hangs), make it interrupt the guest (0x03; ignored
-while it stands) and detach, which removes every breakpoint and lets it run.
+So the watcher starts this process and shares three descriptors with it: the stub's socket, a pipe, and a page
+of memory with the time until which a stop is in order (0: the guest runs).  The end of the pipe without a
+farewell (the watcher died), or a stop far beyond its time (the watcher hangs), make it interrupt the guest
+(0x03; ignored while it stands) and detach, which removes every breakpoint and lets it run.
 
 Standard library only, and little of it: it has to start in a few milliseconds.
 """

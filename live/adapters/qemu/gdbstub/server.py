@@ -1,4 +1,5 @@
-"""Start the gdb stub of a running guest through its monitor, on a socket that only we and QEMU can reach."""
+"""Start the gdb stub of a running guest through its monitor, on a socket that only we and QEMU can
+reach, or use the idle one that ``-gdb`` made."""
 
 from __future__ import annotations
 

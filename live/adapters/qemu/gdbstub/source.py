@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-A breakpoint stops every vCPU; one round trip reads the registers of the one that hit and the bytes at its
-pc.  To go on, the instruction under the breakpoint has to be passed once without it:
+A breakpoint stops every vCPU; one round trip reads the registers of the one that hit, a second one the bytes
+at its pc.  To go on, the instruction under the breakpoint has to be passed once without it:
 
 * most kernel functions begin with a no-op (``endbr64``, or the five bytes that ftrace left): it is skipped by
   setting rip behind it, in the same message that lets the guest run.  Nothing is removed, nothing can be
@@ -13,13 +13,13 @@ pc.  To go on, the instruction under the breakpoint has to be passed once withou
   after the step.
 
 Under TCG each hit costs the guest far more than our round trips: QEMU throws its translation cache away
-(gdb_vm_state_change), and the guest has to translate anew what it runs, 50-100 ms here.  KVM has no such
-cache.  A watchpoint has neither that price nor anything to step over, because it stops behind the access:
-where a function reads some global word first, watching that word is the better trap.
+(gdb_vm_state_change), and the guest has to translate anew what it runs, which takes tens of milliseconds.
+KVM has no such cache.  A watchpoint has neither that price nor anything to step over, because it stops behind
+the access: where a function reads some global word first, watching that word is the better trap.
 
 A second vCPU that hit at the same moment has its pc still at its breakpoint: it hits again when the guest
-runs.  Not so behind a watchpoint: QEMU reports the last vCPU only, and the other's access is done; with four
-vCPUs about 3 of 100 were lost here under load.
+runs.  Not so behind a watchpoint: QEMU reports the last vCPU only, and the other's access is done and
+lost.  `pse` itself arms no watchpoints.
 
 The hold limit is kept by a thread, and by the guardian process if we hang or die (guardian.py).
 
@@ -70,7 +70,7 @@ class GdbSource:
     supports: frozenset[type] = frozenset({CodeHit, Access})
 
     def __init__(self, guest: QemuGuest, hold: float = DEFAULT_HOLD, *, hardware: bool = False) -> None:
-        """Start the stub and connect; the guest stands for about 2 ms.
+        """Start the stub and connect; the guest stands for a moment.
 
         ``hardware`` asks for hardware breakpoints (Z1: four at most, KVM).  Raises `TargetError`,
         `GuestGone`.
@@ -83,8 +83,6 @@ class GdbSource:
             "Every execution of a trapped kernel function is seen, before its first instruction; the whole "
             "guest stands during each."
         )
-        if len(guest.vcpus) > 1:
-            self.guarantee += " Accesses by two vCPUs at the same moment may be seen as one."
         self._kind = b"1" if hardware else b"0"
         self._remove_to_step = guest.info.accel != "tcg"
         self._limit = hold

@@ -232,7 +232,7 @@ def _connect(path: str) -> socket.socket:
     except OSError as error:
         connection.close()
         raise NoTarget(
-            f"No trap plugin listens at {path} ({error.strerror}); start the guest with -plugin "
-            "(python -m live.adapters.qemu.plugin.build prints its path)."
+            f"No trap plugin listens at {path} ({error.strerror}); start the guest with "
+            f'-plugin "$(pse plugin {path})".'
         ) from error
     return connection

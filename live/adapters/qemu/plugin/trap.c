@@ -16,7 +16,7 @@
  * the vCPU then waits for its resume word, the time limit, or the end of the reader, whichever is first.
  *
  * Rules: `filter` is read only between enter() and leave(), so that one that was replaced can be freed when no
- * vCPU is between them; `session` memory is used only while `busy` is set.  A reader that let a hold run into its
+ * vCPU is between them; `shared` memory is used only while `busy` is set.  A reader that let a hold run into its
  * limit is late: nothing is held for it until it has read up to that event.
  *
  * Words of guest memory are compared through QEMU's own mapping of guest RAM; the reader has the address from the
