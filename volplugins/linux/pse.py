@@ -1,4 +1,4 @@
-"""``linux.pse``: process events, or what is running, of an image, a series of images, a recording or a guest."""
+"""``linux.pse``: process events, or what runs, of an image, a series of images, a recording or a guest."""
 
 from __future__ import annotations
 
