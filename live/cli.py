@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import fcntl
 import gc
+import io
 import os
 import signal
 import sys
@@ -131,6 +132,8 @@ def _count(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a guest's name need not fit our locale
     # SIGTERM ends us as Ctrl-C does: cleanly.  And SIGINT does so even where a shell started us in the
     # background, with the signal ignored.
     for number in (signal.SIGINT, signal.SIGTERM):

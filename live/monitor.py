@@ -53,11 +53,15 @@ class Monitor:
         """The mode, and why it is not a better one."""
         self.mode, self.guarantee = self.choice.mode, self.choice.guarantee
         self._source = self.choice.source
-        self._watcher = (
-            Trapper(session, stepper, self._source, stepper.points.addresses)
-            if self._source
-            else Poller(session, stepper, interval)
-        )
+        try:
+            self._watcher = (
+                Trapper(session, stepper, self._source, stepper.points.addresses)
+                if self._source
+                else Poller(session, stepper, interval)
+            )
+        except BaseException:
+            self.close()
+            raise
         self._start: list[StartCallback] = []
         self._exec: list[ExecCallback] = []
         self._end: list[StartCallback] = []

@@ -99,7 +99,7 @@ class Trapper:
     ) -> None:
         """Nothing is armed yet."""
         self._session, self._steps, self._source, self._code = session, steps, source, code
-        self._losses, self._resync = (0, 0), False
+        self._losses, self._lost_ns, self._resync = (0, 0), 0, False
         self.cost = Cost()
 
     def run(self, deadline: float | None, deliver: Deliver) -> Iterator[None]:
@@ -156,10 +156,11 @@ class Trapper:
         """Whether the vCPU of a trap still stands where it was trapped, so that memory is as it was then."""
         counters = self._source.counters
         losses = (counters.hold_timeouts, counters.dropped)
+        now = time.monotonic_ns()
         if losses != self._losses:
-            self._losses, self._resync = losses, True
-            return trap.held and time.monotonic_ns() - trap.time_ns < _LONG_HELD_NS
-        return trap.held
+            self._losses, self._lost_ns, self._resync = losses, now, True
+        # Every vCPU may have been held then: of the traps from before, the old ones are over.
+        return trap.held and (trap.time_ns > self._lost_ns or now - trap.time_ns < _LONG_HELD_NS)
 
     def _resynchronise(self, deliver: Deliver) -> None:
         if self._resync:

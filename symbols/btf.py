@@ -43,7 +43,9 @@ FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(16, 20)
 VOID = 0
 
 MAGIC = re.compile(rb"\x9f\xeb\x01\x00[\x18-\x40]\0\0\0")
-MAX_SIZE = 256 << 20
+MAX_SIZE = 64 << 20
+MAX_STRING = 1024
+"""Bytes; the kernel's own limit for a name is 512 (KSYM_NAME_LEN)."""
 MAX_TYPES = 4 << 20
 MAX_CHAIN = 64
 
@@ -100,6 +102,8 @@ class Btf:
         at = 0
         try:
             while at < end:
+                if len(places) > MAX_TYPES:
+                    raise _bad(f"it has more than {MAX_TYPES} types")
                 append(at)
                 info = words[at + 1]
                 kind = info >> 24 & 0x1F
@@ -110,8 +114,8 @@ class Btf:
                     raise _bad(f"type {len(places) - 1} is of unknown kind {kind}")
         except IndexError:
             raise _bad(f"type {len(places) - 1} ends behind its section") from None
-        if at != end or len(places) > MAX_TYPES:
-            raise _bad(f"type {len(places) - 1} of {MAX_TYPES} at most ends behind its section")
+        if at != end:
+            raise _bad(f"type {len(places) - 1} ends behind its section")
         self._kinds = bytes(kinds)
         return places
 
@@ -125,7 +129,10 @@ class Btf:
             return ""
         if offset >= len(self._strings):
             raise _bad(f"string {offset} does not exist")
-        return self._strings[offset : self._strings.index(b"\0", offset)].decode("utf-8", "replace")
+        end = self._strings.find(b"\0", offset, offset + MAX_STRING)
+        if end < 0:
+            raise _bad(f"string {offset} is longer than {MAX_STRING} bytes")
+        return self._strings[offset:end].decode("utf-8", "replace")
 
     def kind(self, number: int) -> int:
         """Kind of a type; 0 is void."""

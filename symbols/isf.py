@@ -146,6 +146,8 @@ class Types:
             return name
         if number in self._naming:  # only a hostile blob embeds a type in itself
             return f"unnamed_{number:016x}"
+        if len(self._naming) > MAX_CHAIN:
+            raise SymbolsMissing("the kernel's BTF is damaged: types are nested too deeply")
         self._naming.add(number)
         kind = self.btf.kind(number)
         content: Any = self.btf.constants(number) if kind in _ENUMS else self._fields(number)

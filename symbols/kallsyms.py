@@ -26,6 +26,7 @@ below `KERNEL_SPACE` are absolute (per-cpu offsets before 6.15) and never shifte
 
 from __future__ import annotations
 
+import collections
 import itertools
 import re
 import struct
@@ -38,6 +39,8 @@ from symbols.window import Bytes
 KERNEL_SPACE = 0xFFFFFFFF80000000
 MAX_SYMBOLS = 4 << 20
 MAX_TRIES = 256
+MAX_EXPANDED = 256 << 20
+"""Characters of all names together."""
 
 _DIGITS = re.compile(b"".join(b"%d\0" % digit for digit in range(10)))
 _MARKERS32 = re.compile(rb"(?=\0{4}[\s\S][\x02-\x7f]\0\0[\s\S][\x04-\xff][\s\S]\0)")
@@ -87,6 +90,9 @@ def decode(image: Bytes, va: int, text: int | None = None) -> Kallsyms:
         encoded = _slices(image, tables)
         if encoded is None:
             continue
+        uses = collections.Counter(b"".join(encoded))
+        if sum(times * len(tables.tokens[token]) for token, times in uses.items()) > MAX_EXPANDED:
+            continue
         names = _expand(encoded, tables.tokens)
         seen = tables
         for encoding, values, found in _values(image, tables, va):
@@ -125,10 +131,10 @@ def _candidates(image: Bytes) -> Iterator[_Tables]:
         start, tokens, index = found
         for size, pattern in ((4, _MARKERS32), (8, _MARKERS64)):
             for markers, entries in _marker_tables(image, start, size, pattern):
-                tries += 1
-                if tries > MAX_TRIES:
-                    return
                 for num_syms, names, count in _counts(image, markers, entries):
+                    tries += 1
+                    if tries > MAX_TRIES:
+                        return
                     markers_end = markers + size * -(-count // 256)
                     yield _Tables(count, num_syms, names, markers, tokens, start, index, markers_end)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from live.core.errors import GuestGone
 from live.core.memory import GuestVirtual
 from live.core.tasklist import Counters
 from live.core.tracker import Tracker
+from live.core.traps import TrapCounters, VcpuIndex
 from live.watchers import Trapper
 from tests.adapters.fake import FakeSource, code_hit
 from tests.core.build import describe, look
@@ -57,7 +59,8 @@ def test_traps_in_time_are_taken_one_by_one():
 
 def test_a_hold_that_ran_out_is_left_out_and_a_look_takes_its_place():
     """Its vCPU has gone on: the task that it names may be another one by now."""
-    script = [code_hit(1, 0x1000), code_hit(2, 0x1000), code_hit(3, 0x1000, held=False), code_hit(4, 0x1000)]
+    later = replace(code_hit(4, 0x1000), time_ns=time.monotonic_ns() + 1_000_000_000)
+    script = [code_hit(1, 0x1000), code_hit(2, 0x1000), code_hit(3, 0x1000, held=False), later]
     done, resumed, cost = run(script, late={2})
     assert done == ["attach", 1, "resync", 4, "proof"]
     assert (resumed, cost.late) == ([1, 2, 3, 4], 2)
@@ -75,3 +78,16 @@ def test_a_guest_that_was_started_anew_is_noticed_without_a_word_from_the_monito
     trapper = Trapper(session(forks=10), steps, FakeSource([]), CODE)
     with pytest.raises(GuestGone, match="started anew"):
         list(trapper.run(time.monotonic() + 1, lambda event: None))
+
+
+def test_of_two_holds_that_ran_out_at_once_neither_is_believed():
+    """Two vCPUs were held; the counter moved once, when the first of the traps was looked at."""
+    trapper = Trapper(session(forks=0), Steps(), FakeSource([]), CODE)
+    trapper._source = SimpleNamespace(counters=TrapCounters(hold_timeouts=2))
+    old = time.monotonic_ns() - 1_500_000_000
+    believed = [
+        trapper._in_time(replace(code_hit(number, 0x1000, vcpu=VcpuIndex(number)), held=True, time_ns=old))
+        for number in (0, 1)
+    ]
+    now = replace(code_hit(2, 0x1000), held=True, time_ns=time.monotonic_ns())
+    assert [*believed, trapper._in_time(now)] == [False, False, True]

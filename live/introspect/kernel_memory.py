@@ -48,6 +48,8 @@ class KernelMemory:
         self.table = table
         self._image, self._image_length = image[0], image[1] - image[0]
         self._image_gpa = image[0] - START_KERNEL_MAP + phys_base
+        # Of a shifted kernel the first part of this has no gpa.
+        self._image_first = max(0, -self._image_gpa)
 
     def gpa(self, address: int) -> int:
         """The gpa behind a kernel-virtual address; `MemoryFault` if there is none."""
@@ -55,7 +57,7 @@ class KernelMemory:
         if 0 <= offset < self.limit:
             return offset
         offset = address - self._image
-        if 0 <= offset < self._image_length:
+        if self._image_first <= offset < self._image_length:
             return offset + self._image_gpa
         return self.table.gpa(address)
 
@@ -65,7 +67,7 @@ class KernelMemory:
         if 0 <= offset < self.limit:
             return bytes(self.physical.read(offset, length))
         offset = address - self._image
-        if 0 <= offset < self._image_length:
+        if self._image_first <= offset < self._image_length:
             return bytes(self.physical.read(offset + self._image_gpa, length))
         return self.table.read(address, length)
 
@@ -122,7 +124,7 @@ class KernelMemory:
                 if first <= offset <= last:
                     return unpack_from(view, offset)
                 offset = gpa_of(address) + start
-                if offset > last:
+                if not 0 <= offset <= last:
                     raise MemoryFault(offset)
                 return unpack_from(view, offset)
 

@@ -235,7 +235,7 @@ class LinuxKernel:
                         values = self._arrange(raw), self._arrange_signal(signal)
                         seen = (raw, signal, self._task(address, *values))
                     if signal[at_threads] > 1:
-                        threads.extend(self._threads(raw[at_signal]))
+                        threads.extend(self._threads(raw[at_signal], MAX_TASKS - len(threads)))
                     now[address] = seen
                 except MemoryFault:
                     unreadable.add(address)
@@ -250,7 +250,7 @@ class LinuxKernel:
         self._seen = now
         tasks = [seen[2] for seen in now.values()]
         tids = frozenset(chain(threads, [task.identity for task in tasks]))
-        return tasks, tids, whole and not unreadable
+        return tasks, tids, whole and not unreadable and len(threads) < MAX_TASKS
 
     def read_task(self, address: int) -> Task:
         """The thread group of the task at ``address``, seen through its leader.
@@ -308,12 +308,14 @@ class LinuxKernel:
             execve != 0,
         )
 
-    def _threads(self, signal: int) -> Iterator[tuple[int, int]]:
-        """(tid, start_boottime) of every thread of the group of a `signal_struct`, in list order."""
+    def _threads(self, signal: int, most: int) -> Iterator[tuple[int, int]]:
+        """(tid, start_boottime) of ``most`` threads at most of a `signal_struct`'s group, in list order."""
         _, _, _, count, node = self.signal(signal)
         head = signal + self._thread_head
-        for _ in range(min(count, MAX_TASKS)):
-            if node == head:
+        seen: set[int] = set()
+        for _ in range(min(count, most)):
+            if node == head or node in seen:
                 return
+            seen.add(node)
             pid, start, node = self._thread(node - self._thread_node)
             yield pid, start

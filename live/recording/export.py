@@ -94,6 +94,8 @@ def create(path: Path, force: bool) -> Iterator[BinaryIO]:
         raise TargetError(f"{path} exists already; name another file, or replace it with --force") from None
     except PermissionError:
         raise NotPermitted(f"{path} may not be created; name a file in a directory of yours") from None
+    except OSError as error:
+        raise TargetError(f"{path} cannot be created ({error.strerror}); name another file") from error
     with os.fdopen(descriptor, "wb") as out:
         try:
             yield out

@@ -64,6 +64,15 @@ class Recorder:
             )
             try:
                 stepper = self._stepper()
+                hold = hold_of(session.guest, self._source)
+                self.steps = RecordingStepper(
+                    stepper, self._memory, self.writer, frames, hold, pausable=self._source is None
+                )
+                self._watcher = (
+                    Trapper(session, self.steps, self._source, stepper.points.addresses)
+                    if self._source
+                    else Poller(session, self.steps, interval)
+                )
             except BaseException:
                 self.writer.close("could not begin")
                 raise
@@ -71,15 +80,6 @@ class Recorder:
             if self._source is not None:
                 self._source.close()
             raise
-        hold = hold_of(session.guest, self._source)
-        self.steps = RecordingStepper(
-            stepper, self._memory, self.writer, frames, hold, pausable=self._source is None
-        )
-        self._watcher = (
-            Trapper(session, self.steps, self._source, stepper.points.addresses)
-            if self._source
-            else Poller(session, self.steps, interval)
-        )
 
     def _header(self) -> Header:
         session, found = self._session, self._session.found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ class Replay:
         except MemoryFault as fault:
             if step.error is None:
                 raise self.recording.damaged(f"step {step.id} cannot be repeated ({fault})") from fault
-        except (KeyError, OverflowError) as error:  # a trap without the registers that one has
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
+            # A trap without the registers that one has, or members of other types than the kernel's.
             raise self.recording.damaged(f"step {step.id} makes no sense ({error!r})") from error
         return []
 

@@ -172,3 +172,10 @@ def test_a_socket_that_only_its_listener_knows(proc: FakeProc, tmp_path: Path) -
         listener.listen()
         guest = resolve(str(tmp_path / "s"), proc.root)
     assert (guest.name, guest.monitors) == ("me", (str(tmp_path / "s"),))
+
+
+def test_numbers_that_only_look_like_some_are_no_traceback(proc: FakeProc) -> None:
+    """Any user may start something that is called qemu-system-x86_64."""
+    proc.add(7, "qemu-system-x86_64 -smp ² -m " + "9" * 400)
+    (guest,) = list_guests(proc.root)
+    assert guest.vcpus == 1

@@ -184,3 +184,24 @@ def anonymous(guest: Guest) -> tuple[int, int]:
         (line,) = [x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if "RssAnon" in x]
         found.append(int(line.split()[1]))
     return found[0], found[1]
+
+
+def test_a_pause_by_somebody_else_does_not_end_a_gdbstub_watch(boot: Boot) -> None:
+    """virsh suspend and resume, a snapshot: the guest stands as long as they say, and is watched after it."""
+    guest = boot(fresh=True)
+    with Watch(str(guest.monitor), "--mode", "gdbstub") as watch:
+        guest.run(["true"])
+        guest.stop()
+        time.sleep(0.7)
+        assert guest.qmp("query-status")["status"] == "paused"
+        guest.cont()
+        time.sleep(0.5)
+        job = guest.start(["sh", "-c", "exit 7"])
+        job.wait(30, check=False)
+        time.sleep(0.5)
+    assert watch.status == 0, watch.errors
+    ends = [d["process"].get("exit_code") for d in watch.documents if d["process"]["pid"] == job.wait_pid()]
+    assert ends[-1] == 7
+    assert watch.missed == 0
+    assert guest.run(["true"]).status == 0, "detached, it runs on"
+    assert guest.qmp("query-status")["status"] == "running"

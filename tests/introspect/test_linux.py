@@ -202,3 +202,25 @@ def test_a_symbol_table_that_is_none_is_said(tmp_path):
     bad.write_text("{")
     with pytest.raises(SymbolsMissing, match="no usable symbol table"):
         SymbolTable(bad)
+
+
+def test_a_pointer_into_the_image_below_the_kernel_is_a_fault(guest):
+    """With KASLR the first part of the image's addresses has no gpa; a hostile pointer may lead there."""
+    address = guest.task(1)
+    kernel = guest.kernel()
+    lowest = 0xFFFF_FFFF_8000_0000
+    with pytest.raises(MemoryFault):
+        kernel.task(lowest)
+    with pytest.raises(MemoryFault):
+        kernel.memory.read(lowest, 8)
+    guest.set(address, "task_struct", real_cred=lowest)
+    assert guest.kernel().look(0, "").torn
+
+
+def test_threads_that_lead_to_themselves_are_counted_once(guest):
+    address = guest.task(4, threads=2)
+    signal = int.from_bytes(guest.ram[address - DIRECT + 88 :][:8], "little")
+    guest.set(signal, "signal_struct", nr_threads=0x7FFFFFFF)
+    node = address + TYPES["task_struct"]["thread_node"][0]
+    guest.put(node, "<Q", node)
+    assert guest.kernel().look(0, "").tids == {(4, 4000)}

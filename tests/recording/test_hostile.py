@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 import zstandard
 
-from live.adapters.recording import format, open_recording
+from live.adapters.recording import codec, format, open_recording
 from live.core.errors import PseError, TargetError
 from live.recording.stepper import Frames
 from tests.recording.build import Lab
@@ -223,3 +223,9 @@ def test_nothing_is_created_beside_a_recording_that_is_read(bad):
     bad.chmod(0o400)
     assert consume(bad) is None
     assert os.listdir(bad.parent) == ["bad.pse"]
+
+
+@pytest.mark.parametrize("kind", [[], {}, 5, None, "rise"])
+def test_a_trap_of_no_known_kind(kind):
+    with pytest.raises(ValueError, match="no known kind"):
+        codec.decode_trap({"trap": kind})

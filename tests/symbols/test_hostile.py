@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from live.core.errors import PseError
+from live.core.errors import PseError, SymbolsMissing
 from symbols import kallsyms
 from symbols.btf import Btf
 from symbols.guest import decode, search
@@ -233,3 +233,25 @@ def _decoded(image: bytes, va: int) -> None:
 
 if __name__ == "__main__":
     main(float(sys.argv[1]), *sys.argv[2:3])
+
+
+def test_a_name_without_an_end_is_refused():
+    from .build import BtfBuilder
+
+    b = BtfBuilder()
+    for _ in range(3):
+        b.struct("x" * 5000, 8)
+    with pytest.raises(SymbolsMissing, match="longer than 1024 bytes"):
+        everything_of(b.blob())
+
+
+def test_types_within_types_without_end_are_refused():
+    from .build import BtfBuilder
+
+    b = BtfBuilder()
+    inner = b.integer("int", 4)
+    for _ in range(1200):
+        inner = b.struct("", 4, ("x", inner, 0))
+    b.struct("task_struct", 4, ("x", inner, 0))
+    with pytest.raises(SymbolsMissing, match="nested too deeply"):
+        everything_of(b.blob())

@@ -61,7 +61,7 @@ def parse_options(text: str) -> dict[str, str]:
 
 def parse_size(text: str, unit: str = "m") -> int:
     """``512``, ``4G``, ``1.5G`` in bytes; 0 for what is no size.  A bare number counts in ``unit``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)b?", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([bkmgt]?)b?", text.strip().lower())
     return int(float(match[1]) * _UNITS[match[2] or unit]) if match else 0
 
 
@@ -150,7 +150,7 @@ def parse_command_line(  # noqa: PLR0912 - one arm per option, nothing else
                 memory = parse_size(options.get("size") or options.get("") or "") or memory
             case "smp":
                 number = options.get("cpus") or options.get("") or ""
-                vcpus = int(number) if number.isdigit() else vcpus
+                vcpus = int(number) if re.fullmatch(r"[0-9]{1,6}", number) else vcpus
             case "enable-kvm":
                 kvm = True
             case "accel":

@@ -223,9 +223,10 @@ _OF_KIND: Mapping[str, Parser] = {
 
 def decode_trap(value: Any) -> Trap:
     """The inverse.  Raises `ValueError`."""
-    if not isinstance(value, dict) or value.get("trap") not in _OF_KIND:
+    kind = value.get("trap") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind not in _OF_KIND:
         raise ValueError("a trap is of no known kind")
-    trap: Trap = _OF_KIND[value["trap"]](value)
+    trap: Trap = _OF_KIND[kind](value)
     return trap
 
 

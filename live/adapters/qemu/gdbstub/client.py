@@ -40,17 +40,18 @@ class GdbClient:
             self.send(b"qSupported:xmlRegisters=i386")
             while not self.receive(TIMEOUT).startswith(b"PacketSize"):
                 pass  # QEMU 7.2 says that it stopped the guest for us
-            stop = parse_stop(self.request(b"?"))
+            self.send(b"?")
+            stop = parse_stop(self.receive(TIMEOUT))
             if stop is None:
                 raise TargetError(f"What listens at {path} is no gdb stub of QEMU; check the guest's -gdb.")
             self.registers: dict[str, Register] = parse_target(self._read_feature)
         except TimeoutError:
-            self.socket.close()
+            self.detach()  # connecting has stopped the guest
             raise TargetError(
                 f"The gdb stub at {path} does not answer: another debugger uses it; end that one first."
             ) from None
         except BaseException:
-            self.socket.close()
+            self.detach()
             raise
 
     def _read_feature(self, name: str) -> str:
@@ -69,14 +70,22 @@ class GdbClient:
             raise self._gone() from None
 
     def request(self, payload: bytes) -> bytes:
-        """The answer to a request; raises `TimeoutError`, `GuestGone`."""
-        self.send(payload)
-        return self.receive(TIMEOUT)
+        """The answer to a request; raises `TargetError` if there is none in time, `GuestGone`."""
+        return self.requests(payload)[0]
 
     def requests(self, *payloads: bytes) -> list[bytes]:
         """The answers to several requests in one round trip."""
         self.send(*payloads)
-        return [self.receive(TIMEOUT) for _ in payloads]
+        return [self._answer() for _ in payloads]
+
+    def _answer(self) -> bytes:
+        try:
+            return self.receive(TIMEOUT)
+        except TimeoutError:
+            raise TargetError(
+                f"QEMU's gdb stub has not answered for {TIMEOUT:.0f} s: QEMU hangs, or waits for its disk; "
+                "watch again when it is back."
+            ) from None
 
     def receive(self, timeout: float) -> bytes:
         """The next packet's payload; raises `TimeoutError` after ``timeout`` seconds, `GuestGone`."""
@@ -106,7 +115,7 @@ class GdbClient:
             self.socket.sendall(b"\x03")
         except OSError:
             raise self._gone() from None
-        stop = parse_stop(self.receive(TIMEOUT))
+        stop = parse_stop(self._answer())
         self.running = False
         return stop if stop is not None and stop.signal != 2 else None
 
@@ -125,13 +134,13 @@ class GdbClient:
         """Send requests, then let every vCPU run; the answers to ``before`` are read here."""
         self.send(*before, b"c")
         for _ in before:
-            self.receive(TIMEOUT)
+            self._answer()
         self.running = True
 
     def step(self, thread: int) -> Stop | None:
         """One instruction on one vCPU while all others stand; breakpoints do not stop it under TCG."""
         self.send(b"vCont;s:%x" % thread)
-        return parse_stop(self.receive(TIMEOUT))
+        return parse_stop(self._answer())
 
     def detach(self) -> None:
         """Remove every breakpoint, let the guest run, hang up.  Never raises on account of the guest."""
@@ -139,7 +148,7 @@ class GdbClient:
             if self.running:
                 self.interrupt()
             self.request(b"D")
-        except (TimeoutError, GuestGone):
+        except (TargetError, GuestGone):
             pass
         self.socket.close()
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 
 from live.adapters.qemu.guest import QemuGuest
 from live.core.errors import GuestGone, PseError, TargetError
 
 _PREFIX = "pse-gdb-"
+_SOCKET = "stub"
 _LISTED = re.compile(r"^gdb: filename=(.*)$", re.MULTILINE)
 
 
@@ -31,15 +31,15 @@ class StubServer:
                 f"The gdb stub of {guest.info.name} is in use, by a debugger or another watcher; end that."
             )
         self._directory: str | None = None
-        if listed and _PREFIX in listed[1]:  # of a watcher that was killed
+        found = _ADDRESS.match(listed[1]) if listed else None
+        if found and (left := _left_behind(found[1])):  # by a watcher that was killed
             guest.monitor.hmp("gdbserver none")
-            if (found := _ADDRESS.match(listed[1])) and found[1]:
-                shutil.rmtree(os.path.dirname(found[1]), ignore_errors=True)
-        elif listed and (found := _ADDRESS.match(listed[1])):
+            _remove(left)
+        elif found:
             self.path = found[1] or found[2]
             return
         self._directory = tempfile.mkdtemp(prefix=_PREFIX)
-        self.path = os.path.join(self._directory, "stub")
+        self.path = os.path.join(self._directory, _SOCKET)
         try:
             with contextlib.suppress(PermissionError):
                 os.chown(self._directory, guest.info.uid, -1)  # QEMU creates the socket
@@ -49,7 +49,7 @@ class StubServer:
                     f"QEMU does not start its gdb stub ({answer.strip() or 'no reason'}); use --mode poll."
                 )
         except BaseException:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            _remove(self._directory)
             raise
 
     def close(self) -> None:
@@ -58,4 +58,22 @@ class StubServer:
             return
         with contextlib.suppress(PseError, GuestGone):
             self._guest.monitor.hmp("gdbserver none")
-        shutil.rmtree(self._directory, ignore_errors=True)
+        _remove(self._directory)
+
+
+def _left_behind(path: str | None) -> str | None:
+    """The directory of a stub's socket, if this class made it: QEMU's monitor may say anything."""
+    if path is None:
+        return None
+    directory, name = os.path.split(path)
+    above, prefix = os.path.split(directory)
+    ours = name == _SOCKET and above == tempfile.gettempdir() and prefix.startswith(_PREFIX)
+    return directory if ours else None
+
+
+def _remove(directory: str) -> None:
+    """Remove what this class makes, and nothing else that may be there."""
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(directory, _SOCKET))
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)

@@ -23,8 +23,9 @@ lost.  `pse` itself arms no watchpoints.
 
 The hold limit is kept by a thread, and by the guardian process if we hang or die (guardian.py).
 
-Warts: a pause by somebody else (monitor ``stop``) looks like any stop: it is left alone, and their ``cont``
-lets the guest run.  A guest that is paused when we attach is refused, because detaching would start it.
+Warts: a pause by somebody else (monitor ``stop``) looks like any stop: it is left alone, and after their
+``cont`` the guest is stopped for a moment and let go, for QEMU reports one stop for each time that it is
+asked to run.  A guest that is paused when we attach is refused, because detaching would start it.
 """
 
 from __future__ import annotations
@@ -95,11 +96,18 @@ class GdbSource:
         self._held_since = 0.0
         self._lock = threading.RLock()
         self._closed = threading.Event()
+        self._guest, self._foreign = guest, False
         self._server = StubServer(guest)
         try:
             self._client = GdbClient(self._server.path)
-            self._layout = {name: where for name, where in self._client.registers.items() if name in WANTED}
-            self._guard = Guard(self._client.socket)
+            try:
+                self._layout = {
+                    name: where for name, where in self._client.registers.items() if name in WANTED
+                }
+                self._guard = Guard(self._client.socket)
+            except BaseException:
+                self._client.detach()
+                raise
         except BaseException:
             self._server.close()
             raise
@@ -126,6 +134,8 @@ class GdbSource:
         wanted = request.code if request.code_action else frozenset[GuestVirtual]()
         with self._lock:
             self._check()
+            if self._foreign:
+                self._regain(0)
             add, remove = sorted(wanted - self._first_bytes.keys()), sorted(self._first_bytes.keys() - wanted)
             if not add and not remove and request.accesses == self._watched:
                 return
@@ -179,12 +189,34 @@ class GdbSource:
     def _next(self, timeout: float) -> Trap | None:
         if self._held is not None:
             return None
+        if self._foreign and not self._regain(timeout):
+            return None
         stop, self._waiting = self._waiting, None
-        if stop is None:  # also where somebody else stopped the guest: it may run again, and hit
+        if stop is None:
             stop = self._client.wait_stop(timeout)
-        if stop is None or stop.signal != _TRAP_SIGNAL:
+        if stop is None:
+            return None
+        if stop.signal != _TRAP_SIGNAL:
+            self._foreign = True
             return None
         return self._trap(stop)
+
+    def _regain(self, timeout: float) -> bool:
+        """After a pause by somebody else: whether the guest runs again, and tells us of its stops."""
+        status = self._guest.status()
+        if status == "running":
+            # QEMU has reported the pause, and reports no other stop until it is asked to run again.
+            self._client.running = True
+            self._waiting = self._client.interrupt()
+            if self._waiting is None:
+                self._client.resume()
+        elif status == "debug":  # a hit that was not reported: let it hit again
+            self._client.resume()
+        else:
+            time.sleep(min(timeout, 0.05))
+            return False
+        self._foreign = False
+        return True
 
     def _trap(self, stop: Stop) -> Trap | None:
         thread = max(stop.thread, 1)
@@ -228,7 +260,11 @@ class GdbSource:
         assert self._held is not None
         _, thread, code, pc = self._held
         self._held = None
+        self._pass(thread, code, pc)
         self._guard.running()
+
+    def _pass(self, thread: int, code: bytes | None, pc: int) -> None:
+        """Let the guest run, past the instruction under the breakpoint if it stands at one."""
         if code is None or pc not in self._first_bytes:
             self._client.resume()
             return
@@ -257,7 +293,7 @@ class GdbSource:
         while not self._closed.wait(min(0.1, self._limit / 4)):
             if self._held is None or time.monotonic() - self._held_since < self._limit:
                 continue
-            with self._lock, contextlib.suppress(GuestGone, TimeoutError):
+            with self._lock, contextlib.suppress(GuestGone, TargetError):
                 if self._held is not None and time.monotonic() - self._held_since >= self._limit:
                     self._timeouts += 1
                     self._go_on()
@@ -269,6 +305,9 @@ class GdbSource:
         self._closed.set()
         self._watchdog.join()
         with self._lock:
+            with contextlib.suppress(TargetError, GuestGone):
+                if self._foreign:
+                    self._regain(0)
             self._guard.dismiss()
             self._client.detach()
             self._server.close()

@@ -6,6 +6,7 @@
 #include "shared.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -26,18 +27,28 @@ static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static int listener = -1;
 static size_t shared_size;
 
-static void words_of_vcpus(bool sys, bool cr3, bool code)
+static _Atomic unsigned wanted_words;           /* bit 0: sys, 1: cr3, 2: code */
+
+void words_of_vcpu(unsigned v)
 {
-    for (unsigned v = 0; v < n_vcpus; v++) {
-        if (!vcpus[v].seen)
-            continue;
+    unsigned words;
+    do {
+        words = wanted_words;
         struct score *s = score_of(v);
         bool attention = flush_wanted > flush_done;
-        s->sys = sys | attention << 1;
-        s->cr3 = cr3 | attention << 1;
+        s->sys = (words & 1) | attention << 1;
+        s->cr3 = (words >> 1 & 1) | attention << 1;
         s->ret = attention;
-        s->code = code;
-    }
+        s->code = words >> 2;
+    } while (words != wanted_words);
+}
+
+static void words_of_vcpus(bool sys, bool cr3, bool code)
+{
+    wanted_words = sys | cr3 << 1 | code << 2;
+    for (unsigned v = 0; v < n_vcpus; v++)
+        if (vcpus[v].seen)
+            words_of_vcpu(v);
 }
 
 /* Replace the filter; returns when no vCPU uses the one before. */
@@ -185,8 +196,10 @@ static bool open_session(int fd)
 {
     size_t offset = (sizeof(struct shared) + n_vcpus * 64 + 4095) / 4096 * 4096;
     shared_size = offset + SLOTS * sizeof(struct event);
-    int memory = memfd_create("pse-trap", MFD_CLOEXEC);
-    if (memory < 0 || ftruncate(memory, shared_size) < 0) {
+    int memory = memfd_create("pse-trap", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    /* Sealed: if the reader could make it shorter, that would be the end of QEMU. */
+    if (memory < 0 || ftruncate(memory, shared_size) < 0
+        || fcntl(memory, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
         if (memory >= 0)
             close(memory);
         return false;
@@ -201,7 +214,7 @@ static bool open_session(int fd)
         s->protocol = PROTOCOL;
         s->vcpus = n_vcpus;
         s->slots = SLOTS;
-        s->ring_offset = offset;
+        s->ring_offset = ring_offset = offset;
         s->flushes = flush_done;
         late = 0;
         shared = s;
@@ -225,6 +238,8 @@ static void close_session(void)
             sched_yield();
         }
     }
+    while (flushing)
+        sched_yield();
     struct shared *s = atomic_exchange(&shared, NULL);
     if (s)
         munmap(s, shared_size);
@@ -257,6 +272,10 @@ static void *run(void *unused)
         if (fd < 0) {
             if (errno == EINTR || errno == ECONNABORTED)
                 continue;
+            if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {
+                usleep(100000);
+                continue;
+            }
             return NULL;
         }
         if (!getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) && (!peer.uid || peer.uid == geteuid())) {

@@ -12,6 +12,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
+enum { NEWEST_API = 6 };                       /* 7 has other callbacks */
 enum { MAGIC = 0x31455350, PROTOCOL = 1, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096 };
 enum kind { ASID = 1, SYSCALL = 2, CODE = 3 };
 enum action { OFF, RECORD, HOLD };
@@ -55,7 +56,7 @@ struct filter {
 
 /* --- the halves: trap.c runs on vCPU threads, control.c on a thread of its own ------------------------------ */
 struct score { uint64_t sys, cr3, ret, code; };                             /* one per vCPU: non-zero calls us */
-struct vcpu { _Alignas(64) _Atomic int deciding; _Atomic int busy; int fd; bool seen; GByteArray *buffer; };
+struct vcpu { _Alignas(64) _Atomic int deciding; _Atomic int busy; int fd; _Atomic bool seen; GByteArray *buffer; };
 struct codes { size_t n; uint64_t at[]; };
 
 extern unsigned n_vcpus;
@@ -65,10 +66,13 @@ extern _Atomic(struct shared *) shared;
 extern _Atomic bool reader;                                                 /* one is connected */
 extern int wake_fd;
 extern _Atomic uint64_t late;
+extern size_t ring_offset;                                                  /* not from shared memory: it may lie */
+extern _Atomic int flushing;                                                /* `shared` is in use for that */
 extern struct codes *_Atomic codes;                                         /* all ever armed; grows only */
 extern _Atomic uint64_t flush_wanted, flush_begun, flush_done;
 
 struct score *score_of(unsigned vcpu);
+void words_of_vcpu(unsigned vcpu);
 void wake_all(void);
 int compare(const void *, const void *);
 int control_listen(const char *path);

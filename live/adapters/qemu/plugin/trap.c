@@ -44,6 +44,8 @@ _Atomic bool reader;
 int wake_fd = -1;
 _Atomic uint64_t late;                  /* ring position behind the hold that ran out; 0: reader is in time */
 struct codes *_Atomic codes;
+size_t ring_offset;
+_Atomic int flushing;
 _Atomic uint64_t flush_wanted, flush_begun, flush_done;
 
 static uint64_t plugin;
@@ -132,7 +134,7 @@ static void emit(struct event *e, enum action action, unsigned limit_ms)
     e->sequence = ++sequence;
     bool fits = used < (held ? SLOTS : SLOTS - 256);
     if (fits) {
-        memcpy((char *)s + s->ring_offset + head % SLOTS * sizeof *e, e, sizeof *e);
+        memcpy((char *)s + ring_offset + head % SLOTS * sizeof *e, e, sizeof *e);
         s->head = head + 1;
     } else {
         s->dropped++;
@@ -338,6 +340,7 @@ static void on_vcpu(uint64_t id, unsigned v)
     g_array_free(all, 1);
     vcpus[v].buffer = g_byte_array_new();
     vcpus[v].seen = true;
+    words_of_vcpu(v);                   /* plugged in after a reader armed */
     if (v == 0)
         control_start();                /* not earlier: QEMU may still have to fork into the background */
 }
@@ -360,10 +363,10 @@ static void flushed(uint64_t id)        /* every vCPU is out of generated code *
 {
     subscribe(id);
     flush_done = flush_begun;
-    vcpus[0].busy = 1;
+    flushing = 1;
     if (reader)
         shared->flushes = flush_done;
-    vcpus[0].busy = 0;
+    flushing = 0;
 }
 
 EXPORT int qemu_plugin_install(uint64_t id, const qemu_info_t *info, int argc, char **argv)
@@ -374,6 +377,11 @@ EXPORT int qemu_plugin_install(uint64_t id, const qemu_info_t *info, int argc, c
             path = argv[i] + 7;
     if (!path || !info->system_emulation || strcmp(info->target_name, "x86_64")) {
         fprintf(stderr, "pse-trap: needs socket=PATH and qemu-system-x86_64\n");
+        return 1;
+    }
+    if (info->version.cur > NEWEST_API) {
+        fprintf(stderr, "pse-trap: this QEMU's plugin API (%d) is newer than what is known here (%d); "
+                "start it without -plugin, and watch it in another mode\n", info->version.cur, NEWEST_API);
         return 1;
     }
     plugin = id;
