@@ -109,10 +109,14 @@ class GdbClient:
     def _gone() -> GuestGone:
         return GuestGone("The guest has ended, and its gdb stub with it; start it to watch again.")
 
-    def interrupt(self) -> Stop | None:
-        """Stop a running guest.  A breakpoint that was hit meanwhile is returned; None if none was."""
+    def interrupt(self, *, acknowledge: bool = False) -> Stop | None:
+        """Stop a running guest.  A breakpoint that was hit meanwhile is returned; None if none was.
+
+        ``acknowledge`` the last stop first, where nothing has been sent since: QEMU waits for that, and
+        would take the interrupt for it.
+        """
         try:
-            self.socket.sendall(b"\x03")
+            self.socket.sendall(b"+\x03" if acknowledge else b"\x03")
         except OSError:
             raise self._gone() from None
         stop = parse_stop(self._answer())

@@ -207,7 +207,7 @@ class GdbSource:
         if status == "running":
             # QEMU has reported the pause, and reports no other stop until it is asked to run again.
             self._client.running = True
-            self._waiting = self._client.interrupt()
+            self._waiting = self._client.interrupt(acknowledge=True)
             if self._waiting is None:
                 self._client.resume()
         elif status == "debug":  # a hit that was not reported: let it hit again
