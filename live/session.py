@@ -6,6 +6,7 @@ compile the readers.  Nothing is asked of the user, and nothing of the guest.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -17,6 +18,7 @@ from live.core.memory import MemoryReader
 from live.introspect.details import ProcessReader
 from live.introspect.layout import SymbolTable
 from live.introspect.linux import KernelPlace, LinuxKernel
+from live.introspect.paging import PageTable
 from live.introspect.system import System, read_system
 from symbols.cache import Cache
 from symbols.guest import Kernel, find_kernel, symbol_table
@@ -25,6 +27,8 @@ Progress = Callable[[float, str], None]
 """Called with a percentage (0..100) and what is being done."""
 
 _ALIVE_CHECK_S = 0.25
+_RUNNING_TRIES, _RUNNING_WAIT_S = 3, 0.02
+_TABLES = (0x000F_FFFF_FFFF_F000, 0x000F_FFFF_FFFF_E000)
 
 
 def introspect(
@@ -67,12 +71,39 @@ class Session:
         self.guest = self._adapter.attach(target)
         try:
             self.found, self.kernel = introspect(self.guest.memory, progress=progress)
+            self._require_running()
             self.system: System = read_system(self.kernel)
             self.processes = ProcessReader(self.kernel, self.system.boot_ns)
         except BaseException:
             self.guest.close()
             raise
         self._alive_at = time.monotonic()
+
+    def _require_running(self) -> None:
+        """The kernel that was found is the one that a vCPU runs: its page table maps it where it was found.
+
+        After a reset RAM holds the kernel of the boot before, unharmed, until something is loaded over it.
+        Raises `NoKernelFound`.
+        """
+        address = self.kernel.address("init_task")
+        expected = self.kernel.memory.gpa(address)
+        for _ in range(_RUNNING_TRIES):
+            registers = self.guest.registers(self.guest.vcpus[0])
+            # With PTI bit 12 tells the user's table from the kernel's; without, it may belong to the address.
+            tables = (
+                {registers.get("cr3", 0) & mask for mask in _TABLES}
+                if registers.get("cr0", 0) >> 31
+                else set()
+            )
+            for table in tables:
+                with contextlib.suppress(MemoryFault):
+                    if PageTable(self.guest.memory, table, self.kernel.levels).gpa(address) == expected:
+                        return
+            time.sleep(_RUNNING_WAIT_S)
+        raise NoKernelFound(
+            f"the guest {self.name} does not run the kernel that is in its memory: it was reset, and boots "
+            "again, or is in its boot loader; try again in a few seconds"
+        )
 
     @property
     def name(self) -> str:

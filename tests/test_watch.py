@@ -214,6 +214,17 @@ def test_a_kernel_of_an_earlier_boot_in_the_same_ram_loses(boot):
     assert min(starts) > json.loads(first.stdout)["process"]["start"]
 
 
+def test_a_kernel_in_ram_that_no_vcpu_runs_is_not_shown(boot):
+    """Right after a reset the kernel of before is there, unharmed; the vCPU is in the firmware."""
+    guest = boot(fresh=True, reboot=True)
+    guest.stop()
+    guest.qmp("system_reset")
+    time.sleep(0.5)
+    run = pse("ps", str(guest.monitor))
+    assert run.stdout == ""
+    assert "does not run the kernel that is in its memory" in complaint(run)
+
+
 def test_five_level_paging(boot):
     guest = boot(cpu_model="max")
     run = pse("ps", str(guest.monitor))

@@ -202,6 +202,8 @@ class Tracker:
         """How many tasks came and went unseen: those created, less those found on the list or trapped."""
         if look.torn:
             self.counts.torn += 1
+            # What it found was there, and is shown: not missed, even if it is gone at the next look.
+            self._trapped |= look.tids
             return
         if self._counters is not None:
             created = (look.counters.forks - self._counters.forks) % (1 << 64)

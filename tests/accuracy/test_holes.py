@@ -145,12 +145,12 @@ def test_attached_in_the_middle_of_a_storm(guest):
     """What runs is announced; from the first event on, everything that the guest does is seen, once."""
     with guest.truth(buffer_kib=16384) as recorder:
         programs = (
-            "fork-exec 300",
-            "vfork-exec 200",
-            "exec-thread 100",
-            "threads 400",
+            "fork-exec 1200",
+            "vfork-exec 800",
+            "exec-thread 300",
+            "threads 1000",
             "storm 3 5",
-            "exec-chain 300",
+            "exec-chain 1000",
         )
         job = guest.start(["sh", "-c", "".join(f"{program} & " for program in programs) + "wait"])
         time.sleep(0.5)

@@ -323,3 +323,13 @@ def test_difference_reports_disappearances_before_what_took_the_pid():
     old = task(5, start=1)
     moments = list(difference({old.identity: old}, look(task(5, start=2))))
     assert [m.moment for m in moments] == [Moment.REAP, Moment.FORK]
+
+
+def test_what_only_a_torn_look_found_is_not_missed():
+    t = tracker()
+    t.receive_tasks(look(task(1), forks=1))
+    t.receive_tasks(look(task(1), task(2), forks=2, torn=True))
+    t.receive_tasks(look(task(1), forks=3))
+    shown = [event for event in drain(t) if event[1] == 2]
+    assert [event[0] for event in shown] == ["start", "end"]
+    assert t.counts.missed == 1, "of two that were created one was shown"
