@@ -177,7 +177,9 @@ def test_volatility_and_pse_watch_at_once_show_the_same_events(tmp_path):
     second = tmp_path / "second.sock"
     monitor = ("-qmp", f"unix:{second},server=on,wait=off")
     with Guest(GuestSpec(extra=monitor)) as guest:
-        command = [*scene.command(PACKS[0]), "-f", f"qemu://{second}", "linux.pse"]
+        # It is ended by Ctrl-C, to which a shell's background job is deaf, and what it starts is, too.
+        command = ["env", "--default-signal=INT", *scene.command(PACKS[0])]
+        command += ["-f", f"qemu://{second}", "linux.pse"]
         # Errors into nothing: whoever does not read them makes vol wait.
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tmp_path
