@@ -235,7 +235,11 @@ def test_a_users_own_table_wins(taken, vol, tmp_path, tmp_path_factory):
     vol("-f", first, "linux.pslist")
     made = tmp_path_factory.getbasetemp() / "symbols"
     empty = tmp_path / "empty"
+    # A cache of its own: the user's index of banners may name a table of the same kernel from elsewhere.
+    (tmp_path / "cache").mkdir()
     run = scene.vol(
+        "--cache-path",
+        str(tmp_path / "cache"),
         "-s",
         str(made),
         "-f",
