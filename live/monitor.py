@@ -55,7 +55,7 @@ class Monitor:
         self._source = self.choice.source
         try:
             self._watcher = (
-                Trapper(session, stepper, self._source, stepper.points.addresses)
+                Trapper(session, stepper, self._source, stepper.points.request)
                 if self._source
                 else Poller(session, stepper, interval)
             )

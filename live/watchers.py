@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 from live.core.errors import GuestGone, MemoryFault
 from live.core.events import Event
-from live.core.memory import GuestVirtual
 from live.core.tasklist import Counters
 from live.core.traps import Trap, TrapRequest, TrapSource
 from live.session import Session
@@ -92,13 +91,11 @@ class Poller:
 
 
 class Trapper:
-    """Drives the steps by traps at ``code``: the kernel's own lifecycle functions."""
+    """Drives the steps by traps: the kernel's own lifecycle functions."""
 
-    def __init__(
-        self, session: Session, steps: Steps, source: TrapSource, code: frozenset[GuestVirtual]
-    ) -> None:
-        """Nothing is armed yet."""
-        self._session, self._steps, self._source, self._code = session, steps, source, code
+    def __init__(self, session: Session, steps: Steps, source: TrapSource, request: TrapRequest) -> None:
+        """Nothing is armed yet.  ``request``: from `live.introspect.points`."""
+        self._session, self._steps, self._source, self._request = session, steps, source, request
         self._losses, self._lost_ns, self._resync = (0, 0), 0, False
         self.cost = Cost()
 
@@ -107,7 +104,7 @@ class Trapper:
 
         ``deliver`` is called while the vCPU is held.  Raises `GuestGone`.
         """
-        self._source.arm(TrapRequest(code=self._code))
+        self._source.arm(self._request)
         with _guest_readable():
             _look(self._steps, self.cost, "attach", deliver)
         yield

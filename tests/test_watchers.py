@@ -12,12 +12,12 @@ from live.core.errors import GuestGone
 from live.core.memory import GuestVirtual
 from live.core.tasklist import Counters
 from live.core.tracker import Tracker
-from live.core.traps import TrapCounters, VcpuIndex
+from live.core.traps import TrapCounters, TrapRequest, VcpuIndex
 from live.watchers import Trapper
 from tests.adapters.fake import FakeSource, code_hit
 from tests.core.build import describe, look
 
-CODE = frozenset({GuestVirtual(0x1000)})
+REQUEST = TrapRequest(code=frozenset({GuestVirtual(0x1000)}))
 
 
 class Steps:
@@ -44,7 +44,7 @@ def session(forks):
 def run(script, late=()):
     steps, source = Steps(), FakeSource(script)
     source.faults.late = set(late)
-    trapper = Trapper(session(forks=10), steps, source, CODE)
+    trapper = Trapper(session(forks=10), steps, source, REQUEST)
     for _ in trapper.run(time.monotonic() + 0.05, lambda event: None):
         pass
     resumed = [sequence for call, sequence in source.calls if call == "resume"]
@@ -75,14 +75,14 @@ def test_where_nothing_follows_the_look_comes_when_the_guest_is_idle():
 def test_a_guest_that_was_started_anew_is_noticed_without_a_word_from_the_monitor():
     steps = Steps()
     steps.tracker.receive_tasks(look(forks=11))
-    trapper = Trapper(session(forks=10), steps, FakeSource([]), CODE)
+    trapper = Trapper(session(forks=10), steps, FakeSource([]), REQUEST)
     with pytest.raises(GuestGone, match="started anew"):
         list(trapper.run(time.monotonic() + 1, lambda event: None))
 
 
 def test_of_two_holds_that_ran_out_at_once_neither_is_believed():
     """Two vCPUs were held; the counter moved once, when the first of the traps was looked at."""
-    trapper = Trapper(session(forks=0), Steps(), FakeSource([]), CODE)
+    trapper = Trapper(session(forks=0), Steps(), FakeSource([]), REQUEST)
     trapper._source = SimpleNamespace(counters=TrapCounters(hold_timeouts=2))
     old = time.monotonic_ns() - 1_500_000_000
     believed = [

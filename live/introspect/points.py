@@ -32,7 +32,7 @@ from typing import NamedTuple
 from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.memory import GuestVirtual
 from live.core.tasklist import Happening, Moment
-from live.core.traps import CodeHit
+from live.core.traps import CodeHit, TrapRequest
 from live.introspect.linux import LinuxKernel
 
 
@@ -95,6 +95,11 @@ class LifecyclePoints:
     def addresses(self) -> frozenset[GuestVirtual]:
         """Guest-virtual addresses to trap, KASLR shift included."""
         return frozenset(GuestVirtual(address) for address in self._points)
+
+    @property
+    def request(self) -> TrapRequest:
+        """What to arm: every point, held."""
+        return TrapRequest(code=self.addresses)
 
     def reached(self, hit: CodeHit) -> Reached | None:
         """What a trap at one of `addresses` means; None for another address or an unreadable task."""

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from live.cli import _hurry
 from live.core.events import Event, Process, ProcessExec
-from live.core.traps import Trap, TrapRequest, TrapSource
+from live.core.traps import Trap, TrapSource
 from live.session import Session
 from live.stepper import Stepper
 from tests.accuracy.run import trappable
@@ -60,7 +60,7 @@ def measure(
         source = session.choose(mode).source
         assert source is not None
         try:
-            source.arm(TrapRequest(code=stepper.points.addresses))
+            source.arm(stepper.points.request)
             stepper.look(time.time_ns(), "attach")
             for command in commands:
                 job = guest.start(command)
