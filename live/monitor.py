@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 
 from live.core.events import Event, Process, ProcessEnd, ProcessExec, ProcessStart
+from live.core.memory import GuestVirtual
 from live.core.tracker import Counts
 from live.session import Session
 from live.stepper import Stepper
@@ -20,7 +22,8 @@ class Monitor:
 
     Callbacks are called at once, in trap modes while the vCPU is held: they may read the guest's
     memory as it is at that moment, and should be quick.  `events` hands the same events to a loop,
-    a little later, with the guest running::
+    a little later, with the guest running.  Without callbacks the guest runs on while a start is read
+    (`live.core.traps.TrapRequest.fenced`), which costs it less::
 
         with Session() as session:
             monitor = Monitor(session)
@@ -53,12 +56,14 @@ class Monitor:
         """The mode, and why it is not a better one."""
         self.mode, self.guarantee = self.choice.mode, self.choice.guarantee
         self._source = self.choice.source
+        self._lasting: frozenset[GuestVirtual] = frozenset()
         try:
-            self._watcher = (
-                Trapper(session, stepper, self._source, stepper.points.request)
-                if self._source
-                else Poller(session, stepper, interval)
-            )
+            self._watcher: Trapper | Poller
+            if self._source:
+                self._watcher = Trapper(session, stepper, self._source, stepper.points.request)
+                self._lasting = stepper.points.lasting
+            else:
+                self._watcher = Poller(session, stepper, interval)
         except BaseException:
             self.close()
             raise
@@ -125,6 +130,8 @@ class Monitor:
         """
         deadline = None if duration is None else time.monotonic() + duration
         ready: list[Event] = []
+        if isinstance(self._watcher, Trapper) and not (self._start or self._exec or self._end):
+            self._watcher.request = replace(self._watcher.request, fenced=self._lasting)
 
         def deliver(event: Event) -> None:
             if self._wanted(event):

@@ -95,7 +95,9 @@ class Trapper:
 
     def __init__(self, session: Session, steps: Steps, source: TrapSource, request: TrapRequest) -> None:
         """Nothing is armed yet.  ``request``: from `live.introspect.points`."""
-        self._session, self._steps, self._source, self._request = session, steps, source, request
+        self._session, self._steps, self._source = session, steps, source
+        self.request = request
+        """What `run` will arm."""
         self._losses, self._lost_ns, self._resync = (0, 0), 0, False
         self.cost = Cost()
 
@@ -104,7 +106,7 @@ class Trapper:
 
         ``deliver`` is called while the vCPU is held.  Raises `GuestGone`.
         """
-        self._source.arm(self._request)
+        self._source.arm(self.request)
         with _guest_readable():
             _look(self._steps, self.cost, "attach", deliver)
         yield
@@ -146,8 +148,7 @@ class Trapper:
         finally:
             self._source.resume(trap)
         self.cost.traps += 1
-        if trap.held:
-            self.cost.held_ns += time.monotonic_ns() - trap.time_ns
+        self.cost.held_ns = self._source.counters.held_ns
 
     def _in_time(self, trap: Trap) -> bool:
         """Whether the vCPU of a trap still stands where it was trapped, so that memory is as it was then."""

@@ -11,6 +11,10 @@ A source filters next to the vCPU.  What passes is either *recorded* (the guest 
 seen later) or *held* (the vCPU waits until `TrapSource.resume`, never longer than the hold limit, so
 that memory can be read as it is at that moment).  Only that vCPU waits, where the source can do it.
 
+A held code address may be *fenced*: the guest runs on, and no vCPU gets past its next system call, or its
+next trapped code address, before `TrapSource.resume`.  So what only the kernel changes, on behalf of a
+system call or behind a trap, can be read meanwhile as if the vCPU stood, and the guest hardly ever waits.
+
 A request is a plain value and replaces the one before it.  It knows nothing of an operating
 system: numbers, addresses and words only.
 
@@ -90,6 +94,8 @@ class TrapRequest:
     code: frozenset[GuestVirtual] = frozenset()
     """Code addresses, trapped and held before the instruction there executes."""
     code_action: Action = Action.HOLD
+    fenced: frozenset[GuestVirtual] = frozenset()
+    """Those of `code` at which the vCPU need not stand; a source that has no fences holds it there, too."""
     accesses: frozenset[GuestVirtual] = frozenset()
     """Aligned 4-byte words of data, by virtual address; held *after* an instruction that touched one.
 
@@ -111,7 +117,7 @@ class _Common:
     time_ns: int
     """Host's monotonic clock when the trap was taken, in nanoseconds."""
     held: bool
-    """The vCPU waits for `TrapSource.resume`."""
+    """The vCPU waits for `TrapSource.resume`; at a fence, not before its next system call or trap."""
     registers: Mapping[str, int]
     """General registers by name (``rdi``, ``rsp``, ...; ``gs_base`` where the source has it), unsigned."""
 
@@ -157,6 +163,8 @@ class TrapCounters:
     """Recorded traps that found the ring full."""
     hold_timeouts: int = 0
     """Holds that were ended by the limit, not by `TrapSource.resume`."""
+    held_ns: int = 0
+    """For how long vCPUs waited for `TrapSource.resume`, in all."""
 
 
 class TrapSource(Protocol):

@@ -6,6 +6,7 @@ Each part is optional: what cannot be read is None, and no part's failure hides 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from live.introspect.paths import PathReader
 
 MAX_ARGS = 128 * 1024
 """Bytes of command line that are kept: MAX_ARG_STRLEN, the longest single argument."""
+_AGAIN_S = (0.0001, 0.001)
 _MAX_LEVEL = 32  # MAX_PID_NS_LEVEL
 _PIDTYPES = {"tgid": 1, "pgid": 2, "sid": 3}  # enum pid_type, since 4.19
 _CONTAINER = re.compile(r"(?<![0-9a-f])([0-9a-f]{64})(?![0-9a-f])")
@@ -124,12 +126,20 @@ class ProcessReader:
     def arguments(self, asid: int, start: int, end: int) -> bytes | None:
         """The raw bytes of the command line between two guest-virtual addresses; None if unreadable.
 
-        At most `MAX_ARGS`; cut at the first page that is not in RAM.
+        At most `MAX_ARGS`; cut at the first page that is not in RAM.  That is looked at more than once:
+        while the kernel copies a page on write, no page is there for a moment (wp_page_copy()).
         """
         if not asid or not start < end:
             return None
         table = PageTable(self._kernel.memory.physical, asid, self._kernel.levels)
-        return table.read_until_fault(start, min(end - start, MAX_ARGS)) or None
+        length = min(end - start, MAX_ARGS)
+        raw = table.read_until_fault(start, length)
+        for delay in _AGAIN_S:
+            if len(raw) == length:
+                break
+            time.sleep(delay)
+            raw = max(raw, table.read_until_fault(start, length), key=len)
+        return raw or None
 
     def _innermost(self, pid: int) -> tuple[int | None, int | None]:
         """(the tgid in the process's own pid namespace, address of that namespace)."""

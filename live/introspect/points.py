@@ -41,17 +41,20 @@ class Point:
     """A kernel function that is called when ``moment`` is complete, with the task in its 1st argument.
 
     ``functions`` are alternatives, best first.  ``when_second`` set: it counts only if the 2nd
-    argument, a 32-bit int, is not 0.
+    argument, a 32-bit int, is not 0.  ``lasting``: what it tells stays in memory until the task makes a
+    system call, or comes to another point.
     """
 
     moment: Moment
     functions: tuple[str, ...]
     when_second: bool = False
+    lasting: bool = False
 
 
 POINTS = (
-    Point(Moment.FORK, ("wake_up_new_task",)),
-    Point(Moment.EXEC, ("proc_exec_connector",)),
+    Point(Moment.FORK, ("wake_up_new_task",), lasting=True),
+    Point(Moment.EXEC, ("proc_exec_connector",), lasting=True),
+    # mm goes right behind it, and the task_struct when the parent has reaped it.
     Point(Moment.DEATH, ("taskstats_exit",), when_second=True),
 )
 
@@ -100,6 +103,11 @@ class LifecyclePoints:
     def request(self) -> TrapRequest:
         """What to arm: every point, held."""
         return TrapRequest(code=self.addresses)
+
+    @property
+    def lasting(self) -> frozenset[GuestVirtual]:
+        """Those of `addresses` at which the vCPU need not stand: a fence will do."""
+        return frozenset(GuestVirtual(at) for at, (_, point) in self._points.items() if point.lasting)
 
     def reached(self, hit: CodeHit) -> Reached | None:
         """What a trap at one of `addresses` means; None for another address or an unreadable task."""

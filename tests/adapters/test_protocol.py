@@ -27,7 +27,7 @@ def event(
 
 def test_the_empty_request_traps_nothing() -> None:
     message = protocol.encode_request(TrapRequest(), 1000, lambda *_: 0)
-    assert message == struct.pack("<I4B4I32Q", 280, 0, 0, 2, 2, 1000, 0, 0, 0, *[0] * 32)
+    assert message == struct.pack("<I4B6I32Q", 288, 0, 0, 2, 2, 1000, 0, 0, 0, 0, 0, *[0] * 32)
 
 
 def test_a_request_with_everything() -> None:
@@ -37,13 +37,15 @@ def test_a_request_with_everything() -> None:
         syscalls32=frozenset({11}),
         pending=frozenset({Asid(0x4000), Asid(0x2000)}),
         words=(Word(gpa=GuestPhysical(0x1000)), Word(gpa=GuestPhysical(0x2004), size=4)),
-        code=frozenset({GuestVirtual(0xFFFFFFFF81000010)}),
+        code=frozenset({GuestVirtual(0xFFFFFFFF81000010), GuestVirtual(0xFFFFFFFF81000000)}),
+        fenced=frozenset({GuestVirtual(0xFFFFFFFF81000010), GuestVirtual(0xFFFFFFFF82000000)}),
     )
     message = protocol.encode_request(request, 250, lambda gpa, _: 0x7F0000000000 + gpa)
     bits = [0] * 32
     bits[0], bits[15], bits[16] = 1 | 1 << 59, 1 << 63, 1 << 11
-    tail = [0x2000, 0x4000, 0x7F0000001000, 8, 0x7F0000002004, 4, 0xFFFFFFFF81000010]
-    assert message == struct.pack("<I4B4I39Q", 280 + 56, 1, 0, 2, 2, 250, 2, 2, 1, *bits, *tail)
+    tail = [0x2000, 0x4000, 0x7F0000001000, 8, 0x7F0000002004, 4]
+    tail += [0xFFFFFFFF81000000, 0xFFFFFFFF81000010, 0xFFFFFFFF81000010]
+    assert message == struct.pack("<I4B6I41Q", 288 + 72, 1, 0, 2, 2, 250, 2, 2, 2, 1, 0, *bits, *tail)
 
 
 def test_what_the_plugin_cannot_take() -> None:
@@ -68,10 +70,11 @@ def test_events() -> None:
     assert (change.new_asid, change.moved) == (0x90000000, True)
 
 
-def test_a_recorded_event_has_the_registers_that_were_read() -> None:
+@pytest.mark.parametrize("held", [0, protocol.FENCED])
+def test_without_a_hold_an_event_has_the_registers_that_were_read(held: int) -> None:
     brief = [value if index in (0, 2, 6, 7, 10) else 0 for index, value in enumerate(REGISTERS)]
-    call = protocol.decode_event(event(2, held=0, registers=brief), 256)
-    assert call.held is False
+    call = protocol.decode_event(event(2, held=held, registers=brief), 256)
+    assert call.held is bool(held)
     assert call.registers == {"rax": 100, "rdx": 102, "rsi": 106, "rdi": 107, "r10": 110}
 
 

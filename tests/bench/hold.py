@@ -1,7 +1,8 @@
 """For how long a vCPU is held at an event, every field of it complete, in each trap mode.
 
-``wake``: from the trap until we look at it; ``step``: reading memory and making the events;
-``held``: all of it, until the vCPU may go on.  A new thread's trap is held too, but is no event.
+``wake``: from the trap until we look at it; ``step``: reading memory and making the events; ``held``: how
+long the vCPU then really waited, at the trap or at the fence behind it, as the source has counted it.
+A new thread's trap is held too, but is no event.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +23,12 @@ from live.stepper import Stepper
 from tests.accuracy.run import trappable
 from tests.guest import Guest, GuestSpec
 
-COUNTS = {"plugin": 500, "gdbstub": 30}
+WATCHES = {
+    "plugin": ("plugin", True, 500),
+    "plugin, with callbacks": ("plugin", False, 500),
+    "gdbstub": ("gdbstub", False, 30),
+}
+"""Mode, whether fences are used, and how many processes."""
 _FIELDS = (
     "exe",
     "args",
@@ -48,43 +54,57 @@ class Held:
     held: list[float] = field(default_factory=list)
 
 
-def measure(
-    guest: Guest, mode: str, commands: Sequence[list[str]]
-) -> tuple[dict[str, Held], list[Event], float]:
-    """Times by what the trap meant, the events, and the longest hold (ms)."""
-    found: dict[str, Held] = {}
-    events: list[Event] = []
+@dataclass(slots=True)
+class Measured:
+    """Times by what the trap meant, and the events."""
+
+    times: dict[str, Held] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    _before: tuple[Held | None, int] = (None, 0)
+
+    def held_until_now(self, held_ns: int, last: Held | None) -> None:
+        """What vCPUs waited since the last call was for the last trap: there is one vCPU."""
+        held, before = self._before
+        if held is not None:
+            held.held.append((held_ns - before) / 1000)
+        self._before = last, held_ns
+
+
+def measure(guest: Guest, mode: str, commands: Sequence[list[str]], *, fences: bool) -> Measured:
+    """Watch while the commands run in the guest."""
+    found = Measured()
     _hurry()
     with Session(str(guest.monitor)) as session:
         stepper = Stepper(session.kernel, session.processes)
         source = session.choose(mode).source
         assert source is not None
         try:
-            source.arm(stepper.points.request)
+            request = stepper.points.request
+            source.arm(replace(request, fenced=stepper.points.lasting) if fences else request)
             stepper.look(time.time_ns(), "attach")
             for command in commands:
                 job = guest.start(command)
                 while (trap := source.wait(0.1)) is not None or job.running:
                     if trap is not None:
-                        _one(trap, stepper, source, found, events)
+                        _one(trap, stepper, source, found)
+            found.held_until_now(source.counters.held_ns, None)
         finally:
             source.close()
-    return found, events, max(max(each.held) for each in found.values()) / 1000
+    return found
 
 
-def _one(
-    trap: Trap, stepper: Stepper, source: TrapSource, found: dict[str, Held], events: list[Event]
-) -> None:
+def _one(trap: Trap, stepper: Stepper, source: TrapSource, found: Measured) -> None:
+    waited = source.counters.held_ns
     begin = time.monotonic_ns()
     new = stepper.trap(trap, time.time_ns(), 0)
     stepped = time.monotonic_ns()
     source.resume(trap)
-    end = time.monotonic_ns()
-    times = found.setdefault(type(new[0]).__name__ + f" x{len(new)}" if new else "no event", Held())
+    name = type(new[0]).__name__ + f" x{len(new)}" if new else "no event"
+    times = found.times.setdefault(name, Held())
     times.wake.append((begin - trap.time_ns) / 1000)
     times.step.append((stepped - begin) / 1000)
-    times.held.append((end - trap.time_ns) / 1000)
-    events += new
+    found.held_until_now(waited, times)
+    found.events += new
 
 
 def complete(events: Sequence[Event]) -> tuple[int, int]:
@@ -105,13 +125,15 @@ def _quantile(values: Sequence[float], part: float) -> float:
 def main() -> None:
     """Boot, measure, print."""
     with trappable(GuestSpec()) as guest:
-        for mode, count in COUNTS.items():
+        for name, (mode, fences, count) in WATCHES.items():
             work = [["fork-exec", str(count)], ["threads", str(count)]]
-            found, events, longest = measure(guest, mode, work)
-            there, wanted = complete(events)
-            title = f"{mode}: {len(events)} events, {there} of {wanted} fields, longest hold {longest:.1f} ms"
+            found = measure(guest, mode, work, fences=fences)
+            there, wanted = complete(found.events)
+            longest = max(max(each.held) for each in found.times.values()) / 1000
+            fields = f"{there} of {wanted} fields"
+            title = f"{name}: {len(found.events)} events, {fields}, longest hold {longest:.1f} ms"
             table = Table(title=title)
-            for name in (
+            for column in (
                 "trap",
                 "count",
                 "held median us",
@@ -120,8 +142,8 @@ def main() -> None:
                 "step median",
                 "step p99",
             ):
-                table.add_column(name, justify="left" if name == "trap" else "right")
-            for name, each in sorted(found.items()):
+                table.add_column(column, justify="left" if column == "trap" else "right")
+            for kind, each in sorted(found.times.items()):
                 values = (
                     statistics.median(each.held),
                     _quantile(each.held, 0.99),
@@ -129,7 +151,7 @@ def main() -> None:
                     statistics.median(each.step),
                     _quantile(each.step, 0.99),
                 )
-                table.add_row(name, str(len(each.held)), *(f"{value:,.0f}" for value in values))
+                table.add_row(kind, str(len(each.held)), *(f"{value:,.0f}" for value in values))
             Console(width=110).print(table)
 
 

@@ -87,7 +87,7 @@ class GdbSource:
         self._kind = b"1" if hardware else b"0"
         self._remove_to_step = guest.info.accel != "tcg"
         self._limit = hold
-        self._delivered = self._timeouts = self._sequence = 0
+        self._delivered = self._timeouts = self._sequence = self._held_ns = 0
         self._first_bytes: dict[int, bytes] = {}
         self._watched: set[int] = set()
         self._held: tuple[int, int, bytes | None, int] | None = None
@@ -118,7 +118,7 @@ class GdbSource:
     @property
     def counters(self) -> TrapCounters:
         """See `live.core.traps.TrapSource.counters`; nothing is ever dropped."""
-        return TrapCounters(delivered=self._delivered, hold_timeouts=self._timeouts)
+        return TrapCounters(delivered=self._delivered, hold_timeouts=self._timeouts, held_ns=self._held_ns)
 
     def arm(self, request: TrapRequest) -> None:
         """Set and remove breakpoints; in force when this returns, also while a trap is held.
@@ -126,7 +126,10 @@ class GdbSource:
         Raises `TargetError` for traps that are no code addresses, and where QEMU refuses a breakpoint.
         """
         if request != TrapRequest(
-            code=request.code, code_action=request.code_action, accesses=request.accesses
+            code=request.code,
+            code_action=request.code_action,
+            fenced=request.fenced,
+            accesses=request.accesses,
         ):
             raise TargetError(
                 "The gdb stub traps code and data addresses only; use plugin mode for the rest."
@@ -262,6 +265,7 @@ class GdbSource:
         self._held = None
         self._pass(thread, code, pc)
         self._guard.running()
+        self._held_ns += int((time.monotonic() - self._held_since) * 1e9)
 
     def _pass(self, thread: int, code: bytes | None, pc: int) -> None:
         """Let the guest run, past the instruction under the breakpoint if it stands at one."""

@@ -19,7 +19,7 @@ import platformdirs
 
 from live.core.errors import PseError, TargetError
 
-SOURCES = ("trap.c", "control.c")
+SOURCES = ("trap.c", "events.c", "control.c")
 HEADERS = ("abi.h", "shared.h")
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 NAME = "pse-trap"

@@ -36,8 +36,10 @@ void words_of_vcpu(unsigned v)
         words = wanted_words;
         struct score *s = score_of(v);
         bool attention = flush_wanted > flush_done;
-        s->sys = (words & 1) | attention << 1;
-        s->cr3 = (words >> 1 & 1) | attention << 1;
+        unsigned also = attention ? ATTENTION : 0;
+        /* There may be a fence: whoever calls us finds out. */
+        __atomic_store_n(&s->sys, (words & 1) | also | (reader ? FENCED : 0), __ATOMIC_SEQ_CST);
+        s->cr3 = (words >> 1 & 1) | also;
         s->ret = attention;
         s->code = words >> 2;
     } while (words != wanted_words);
@@ -125,8 +127,8 @@ static bool any(const uint64_t *bits, unsigned n)
 
 static enum reply arm(const struct arm *a)
 {
-    size_t tail = ((size_t)a->n_pending + 2ul * a->n_words + a->n_code) * sizeof(uint64_t);
-    if (a->n_pending > MAX_PENDING || a->n_words > MAX_WORDS || a->n_code > MAX_CODE
+    size_t tail = ((size_t)a->n_pending + 2ul * a->n_words + a->n_code + a->n_fenced) * sizeof(uint64_t);
+    if (a->n_pending > MAX_PENDING || a->n_words > MAX_WORDS || a->n_code > MAX_CODE || a->n_fenced > MAX_CODE
         || a->length != sizeof *a + tail)
         return BAD;
     struct filter *f = calloc(1, sizeof *f + sizeof *a + tail);
@@ -136,9 +138,11 @@ static enum reply arm(const struct arm *a)
     f->pending = (uint64_t *)(f + 1);
     f->code = f->pending + a->n_pending;
     memcpy(f->pending, a->tail, a->n_pending * sizeof(uint64_t));
-    memcpy(f->code, a->tail + a->n_pending + 2 * a->n_words, a->n_code * sizeof(uint64_t));
+    f->fenced = f->code + a->n_code;
+    memcpy(f->code, a->tail + a->n_pending + 2 * a->n_words, ((size_t)a->n_code + a->n_fenced) * sizeof(uint64_t));
     qsort(f->pending, a->n_pending, sizeof(uint64_t), compare);
     qsort(f->code, a->n_code, sizeof(uint64_t), compare);
+    qsort(f->fenced, a->n_fenced, sizeof(uint64_t), compare);
     enum reply reply = watch_words(f, a->tail + a->n_pending);
     if (reply != IN_FORCE) {
         free(f->words);
@@ -206,8 +210,10 @@ static bool open_session(int fd)
     }
     struct shared *s = mmap(NULL, shared_size, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
     wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    for (unsigned v = 0; v < n_vcpus; v++)
+    for (unsigned v = 0; v < n_vcpus; v++) {
         vcpus[v].fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        vcpus[v].fence = 0;
+    }
     bool good = s != MAP_FAILED;
     if (good) {
         s->magic = MAGIC;
@@ -253,7 +259,7 @@ static void close_session(void)
 
 static void serve(int fd)
 {
-    static union { struct arm head; char bytes[sizeof(struct arm) + 8 * (MAX_PENDING + 2 * MAX_WORDS + MAX_CODE)]; } m;
+    static union { struct arm head; char bytes[sizeof(struct arm) + 8 * (MAX_PENDING + 2 * MAX_WORDS + 2 * MAX_CODE)]; } m;
     while (transfer(fd, &m, sizeof m.head) && m.head.length >= sizeof m.head && m.head.length <= sizeof m
            && transfer(fd, m.bytes + sizeof m.head, m.head.length - sizeof m.head)) {
         uint64_t answer[2] = {arm(&m.head), flush_wanted};

@@ -16,7 +16,7 @@ from live.core.memory import GuestVirtual
 from live.core.traps import AsidChange, CodeHit, Entry, Syscall, Trap, TrapRequest, VcpuIndex, asid_of
 
 MAGIC = 0x31455350
-PROTOCOL = 1
+PROTOCOL = 2
 HELLO = struct.Struct("<4I")
 ANSWER = struct.Struct("<2Q")
 STATUS_FLUSHING = 1
@@ -24,19 +24,22 @@ STATUS_BAD_ADDRESS = 3
 
 RING_OFFSET = struct.Struct("<Q")
 RING_OFFSET_AT = 16
-HEAD_AT, TAIL_AT, DROPPED_AT, TIMEOUTS_AT, FLUSHES_AT = 64, 128, 192, 200, 208
+HEAD_AT, TAIL_AT, DROPPED_AT, TIMEOUTS_AT, FLUSHES_AT, WAITED_AT = 64, 128, 192, 200, 208, 216
 RESUMED_AT = 256
 RESUMED_STRIDE = 64
 EVENT_SIZE = 256
+HELD_AT, FENCED = 17, 2
+"""Where in an event it says how it is held, and the value for a fence."""
 
 _EVENT = struct.Struct("<2Q4BI4Q18Q")
-_HEAD = struct.Struct("<I4B4I32Q")
+_HEAD = struct.Struct("<I4B6I32Q")
 _REGISTERS = (
     *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
     *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base"),
 )
 _BRIEF = (0, 2, 6, 7, 10)
 _KIND_ASID, _KIND_SYSCALL = 1, 2
+_HELD = 1
 MAX_PENDING, MAX_WORDS, MAX_CODE = 4096, 64, 4096
 _NUMBERS = 1024
 
@@ -57,13 +60,13 @@ def encode_request(request: TrapRequest, hold_ms: int, address_of: Callable[[int
     more than the plugin takes, and whatever ``address_of`` raises.
     """
     pending = sorted(request.pending)
-    code = sorted(request.code)
+    code, fenced = sorted(request.code), sorted(request.fenced & request.code)
     if len(pending) > MAX_PENDING or len(request.words) > MAX_WORDS or len(code) > MAX_CODE:
         raise ValueError(f"more than {MAX_PENDING} asids, {MAX_WORDS} words or {MAX_CODE} code addresses")
     tail: list[int] = [*pending]
     for word in request.words:
         tail += [address_of(word.gpa, word.size), word.size]
-    tail += code
+    tail += code + fenced
     bits = _bitmap(request.syscalls) + _bitmap(request.syscalls32)
     return _HEAD.pack(
         _HEAD.size + 8 * len(tail),
@@ -75,6 +78,8 @@ def encode_request(request: TrapRequest, hold_ms: int, address_of: Callable[[int
         len(pending),
         len(request.words),
         len(code),
+        len(fenced),
+        0,
         *bits,
     ) + struct.pack(f"<{len(tail)}Q", *tail)
 
@@ -85,7 +90,7 @@ def decode_event(memory: memoryview, at: int) -> Trap:
         memory, at
     )
     registers = dict(zip(_REGISTERS, values, strict=True))
-    if not (held or registers["rsp"]):  # a recorded trap has a few registers only
+    if held != _HELD:  # a few registers only
         registers = {_REGISTERS[index]: values[index] for index in _BRIEF}
     common: dict[str, Any] = {
         "vcpu": VcpuIndex(vcpu),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause
  *
- * What the trap plugin shares with its reader (protocol.py has the same), and what its two halves share.
+ * What the trap plugin shares with its reader (protocol.py has the same), and what its parts share.
  */
 #pragma once
 #define _GNU_SOURCE
@@ -13,9 +13,9 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { NEWEST_API = 6 };                       /* 7 has other callbacks */
-enum { MAGIC = 0x31455350, PROTOCOL = 1, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096 };
+enum { MAGIC = 0x31455350, PROTOCOL = 2, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096 };
 enum kind { ASID = 1, SYSCALL = 2, CODE = 3 };
-enum action { OFF, RECORD, HOLD };
+enum action { OFF, RECORD, HOLD, FENCE };      /* event.held: 1 for HOLD, 2 for FENCE */
 enum { GPRS = 16, REGS = GPRS + 3, R_GS = GPRS, R_KGS, R_CR3 };
 #define REG_NAMES {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", \
                    "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base", "cr3"}
@@ -34,29 +34,38 @@ struct shared {
     _Alignas(64) _Atomic uint64_t head;
     _Alignas(64) _Atomic uint64_t tail;
     _Alignas(64) _Atomic uint64_t dropped;
-    _Atomic uint64_t timeouts, flushes;
+    _Atomic uint64_t timeouts, flushes, waited_ns;
     _Alignas(64) struct { _Alignas(64) _Atomic uint64_t resumed; } vcpu[];
 };
 
 struct arm {
     uint32_t length;
     uint8_t asid, every, syscall, code;
-    uint32_t hold_ms, n_pending, n_words, n_code;
+    uint32_t hold_ms, n_pending, n_words, n_code, n_fenced, unused;
     uint64_t bitmap[2][16];
-    uint64_t tail[];                            /* pending[], {address, size}[], code[] */
+    uint64_t tail[];                            /* pending[], {address, size}[], code[], fenced[] */
 };
 
 struct word { uint64_t address, size; _Atomic uint64_t last; };
 struct filter {
     struct arm head;
     bool sys, cr3, only_pending;
-    uint64_t *pending, *code;
+    uint64_t *pending, *code, *fenced;
     struct word *words;
 };
 
-/* --- the halves: trap.c runs on vCPU threads, control.c on a thread of its own ------------------------------ */
+/* --- the parts: trap.c and events.c run on vCPU threads, control.c on a thread of its own --------------------- */
 struct score { uint64_t sys, cr3, ret, code; };                             /* one per vCPU: non-zero calls us */
-struct vcpu { _Alignas(64) _Atomic int deciding; _Atomic int busy; int fd; _Atomic bool seen; GByteArray *buffer; };
+enum { ATTENTION = 2, FENCED = 4 };                                         /* bits of these words; 1: the filter */
+struct vcpu {
+    _Alignas(64) _Atomic int deciding;
+    _Atomic int busy;
+    int fd;
+    _Atomic bool seen;
+    _Atomic uint64_t fence;                                                 /* sequence of its last event of that kind */
+    GByteArray *buffer;
+};
+enum { SPIN_NS = 200000, NAP_NS = 50000 };
 struct codes { size_t n; uint64_t at[]; };
 
 extern unsigned n_vcpus;
@@ -71,7 +80,12 @@ extern _Atomic int flushing;                                                /* `
 extern struct codes *_Atomic codes;                                         /* all ever armed; grows only */
 extern _Atomic uint64_t flush_wanted, flush_begun, flush_done;
 
+extern uint64_t spin_ns;
+
 struct score *score_of(unsigned vcpu);
+uint64_t reg(unsigned vcpu, int which);
+void pass_fences(unsigned vcpu, unsigned limit_ms);
+void emit(struct event *, enum action, unsigned limit_ms);
 void words_of_vcpu(unsigned vcpu);
 void wake_all(void);
 int compare(const void *, const void *);

@@ -62,7 +62,8 @@ class PluginSource:
         self._hva = getattr(memory, "hva", _HostAddresses().hva)
         self._hold_ms = max(1, round(hold * 1000))
         self._delivered = 0
-        self._held: dict[int, int] = {}
+        self._held: dict[int, tuple[int, bool]] = {}
+        """vCPU -> sequence, and whether it is a fence."""
         self._descriptors: list[int] = []
         self._socket = _connect(path)
         try:
@@ -102,6 +103,7 @@ class PluginSource:
             delivered=self._delivered,
             dropped=self._word(protocol.DROPPED_AT),
             hold_timeouts=self._word(protocol.TIMEOUTS_AT),
+            held_ns=self._word(protocol.WAITED_AT),
         )
 
     def arm(self, request: TrapRequest) -> None:
@@ -172,12 +174,14 @@ class PluginSource:
                     raise self._gone()
             if deadline is not None and time.monotonic() >= deadline and self._head() == self._tail:
                 return None
-        trap = protocol.decode_event(self._view, self._ring + self._tail % self._slots * protocol.EVENT_SIZE)
+        at = self._ring + self._tail % self._slots * protocol.EVENT_SIZE
+        trap = protocol.decode_event(self._view, at)
+        fenced = self._view[at + protocol.HELD_AT] == protocol.FENCED
         self._tail += 1
         _U64.pack_into(self._view, protocol.TAIL_AT, self._tail)
         self._delivered += 1
         if trap.held:
-            self._held[trap.vcpu] = trap.sequence
+            self._held[trap.vcpu] = trap.sequence, fenced
         if self._spare:
             before, self._taken = self._taken, trap.time_ns
             self._eager_until = trap.time_ns + _EAGER_NS if trap.time_ns - before < _EAGER_NS else 0
@@ -190,12 +194,14 @@ class PluginSource:
 
     def resume(self, trap: Trap) -> None:
         """See `live.core.traps.TrapSource.resume`."""
-        if self._held.get(trap.vcpu) != trap.sequence:
+        sequence, fenced = self._held.get(trap.vcpu, (None, False))
+        if sequence != trap.sequence:
             return
         del self._held[trap.vcpu]
         at = protocol.RESUMED_AT + protocol.RESUMED_STRIDE * trap.vcpu
         _U64.pack_into(self._view, at, trap.sequence)
-        os.eventfd_write(self._descriptors[2 + trap.vcpu], 1)
+        if not fenced:  # whoever waits at a fence looks for the word
+            os.eventfd_write(self._descriptors[2 + trap.vcpu], 1)
 
     def close(self) -> None:
         """Detach: the plugin lets every vCPU go and is idle again.  Safe to call twice."""

@@ -12,12 +12,10 @@
  * queues work for every vCPU then, and reports its wake-up (seen in QEMU 10.0; no other call does it).
  *
  * A reader connects to our socket and gets a memfd (ring of events, counters, resume words) and eventfds.  It
- * sends filters (struct arm); the words of the vCPUs follow from them.  An event goes to the ring; for a held one
- * the vCPU then waits for its resume word, the time limit, or the end of the reader, whichever is first.
+ * sends filters (struct arm); the words of the vCPUs follow from them.  What becomes of an event: events.c.
  *
  * Rules: `filter` is read only between enter() and leave(), so that one that was replaced can be freed when no
- * vCPU is between them; `shared` memory is used only while `busy` is set.  A reader that let a hold run into its
- * limit is late: nothing is held for it until it has read up to that event.
+ * vCPU is between them; `shared` memory is used only while `busy` is set.
  *
  * Words of guest memory are compared through QEMU's own mapping of guest RAM; the reader has the address from the
  * monitor (gpa2hva), and it is tried with process_vm_readv before use.
@@ -26,12 +24,9 @@
  */
 #include "shared.h"
 
-#include <poll.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 EXPORT int qemu_plugin_version = 4;
@@ -41,18 +36,13 @@ struct vcpu *vcpus;
 _Atomic(struct filter *) filter;
 _Atomic(struct shared *) shared;
 _Atomic bool reader;
-int wake_fd = -1;
-_Atomic uint64_t late;                  /* ring position behind the hold that ran out; 0: reader is in time */
 struct codes *_Atomic codes;
-size_t ring_offset;
 _Atomic int flushing;
 _Atomic uint64_t flush_wanted, flush_begun, flush_done;
 
 static uint64_t plugin;
 static void *scores, *handles[REGS];
 static const char *const names[REGS] = REG_NAMES;
-static atomic_flag ring_lock = ATOMIC_FLAG_INIT;
-static uint64_t sequence;
 
 static uint64_t masked(uint64_t cr3) { return cr3 & ~(0x1fffull | 1ull << 63); }
 
@@ -67,14 +57,7 @@ static bool has(const uint64_t *set, size_t n, uint64_t x)
     return n && bsearch(&x, set, n, sizeof x, compare);
 }
 
-static uint64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
-
-static uint64_t reg(unsigned v, int which)
+uint64_t reg(unsigned v, int which)
 {
     uint64_t value = 0;
     GByteArray *buffer = vcpus[v].buffer;
@@ -87,67 +70,6 @@ static uint64_t reg(unsigned v, int which)
 }
 
 struct score *score_of(unsigned v) { return qemu_plugin_scoreboard_find(scores, v); }
-
-/* --- events ------------------------------------------------------------------------------------------------- */
-/* Most holds are over within 0.1 ms; to sleep and be woken takes about as long again, so look for a while first. */
-static uint64_t spin_ns;
-
-static void hold(struct shared *s, unsigned v, uint64_t seq, uint64_t position, unsigned limit_ms)
-{
-    uint64_t begin = now(), end = begin + limit_ms * 1000000ull, t, drain;
-    while (reader && s->vcpu[v].resumed < seq) {
-        if ((t = now()) - begin < spin_ns)
-            continue;
-        if (t >= end) {
-            s->timeouts++;
-            late = position;
-            return;
-        }
-        struct timespec rest = {(end - t) / 1000000000, (end - t) % 1000000000};
-        struct pollfd p = {vcpus[v].fd, POLLIN, 0};
-        if (ppoll(&p, 1, &rest, NULL) > 0 && read(p.fd, &drain, sizeof drain) < 0)
-            sched_yield();
-    }
-}
-
-static void emit(struct event *e, enum action action, unsigned limit_ms)
-{
-    struct shared *s = shared;
-    unsigned v = e->vcpu;
-    static const uint8_t brief[] = {0, 2, 6, 7, 10};    /* rax rdx rsi rdi r10 */
-    if (!s)
-        return;
-    if (late && s->tail >= late)
-        late = 0;
-    bool held = action == HOLD && !late;
-    if (action == HOLD)
-        for (int i = 0; i < 18; i++)
-            e->regs[i] = reg(v, i);
-    else
-        for (unsigned i = 0; i < sizeof brief; i++)
-            e->regs[brief[i]] = reg(v, brief[i]);
-    e->held = held;
-    e->time = now();
-    while (atomic_flag_test_and_set_explicit(&ring_lock, memory_order_acquire))
-        ;
-    uint64_t head = s->head, used = head - s->tail;
-    e->sequence = ++sequence;
-    bool fits = used < (held ? SLOTS : SLOTS - 256);
-    if (fits) {
-        memcpy((char *)s + ring_offset + head % SLOTS * sizeof *e, e, sizeof *e);
-        s->head = head + 1;
-    } else {
-        s->dropped++;
-    }
-    atomic_flag_clear_explicit(&ring_lock, memory_order_release);
-    if (held || used == SLOTS / 4) {
-        uint64_t one = 1;
-        if (write(wake_fd, &one, sizeof one) < 0)
-            return;
-    }
-    if (held && fits)
-        hold(s, v, e->sequence, head + 1, limit_ms);
-}
 
 /* --- callbacks, on the vCPU's thread ------------------------------------------------------------------------ */
 static void flushed(uint64_t id);
@@ -165,7 +87,9 @@ static struct filter *enter(unsigned v)
 static void leave(unsigned v, struct event *e, enum action action, unsigned limit_ms)
 {
     vcpus[v].deciding = 0;
-    if (action != OFF && reader)
+    if (reader && e && e->kind != ASID)
+        pass_fences(v, limit_ms);
+    if (reader && action != OFF)
         emit(e, action, limit_ms);
     vcpus[v].busy = 0;
 }
@@ -175,7 +99,7 @@ static void *packed(uint64_t vaddr, unsigned extra) { return (void *)(vaddr << 7
 static uint64_t vaddr_of(void *p) { return (uint64_t)((int64_t)((uint64_t)p << 7) >> 7); }
 static unsigned extra_of(void *p) { return (uint64_t)p >> 57; }
 
-/* Bit 0 of the word, while only the system calls of pending asids count; the others are for attention. */
+/* Bit 0 of the word, while only the system calls of pending asids count. */
 static void switch_syscalls(unsigned v, bool on)
 {
     if (on)
@@ -189,9 +113,8 @@ static void on_syscall(unsigned v, void *data)
     struct event e = {.kind = SYSCALL, .vcpu = v, .pc = vaddr_of(data), .entry = extra_of(data)};
     struct filter *f = enter(v);
     enum action action = OFF;
-    unsigned limit = 0;
+    unsigned limit = f ? f->head.hold_ms : 0;
     if (f && f->sys) {
-        limit = f->head.hold_ms;
         e.cr3 = reg(v, R_CR3);
         action = f->head.every;
         if (f->head.n_pending) {
@@ -213,9 +136,8 @@ static void on_cr3(unsigned v, void *data)
     struct event e = {.kind = ASID, .vcpu = v, .pc = vaddr_of(data)};
     struct filter *f = enter(v);
     enum action action = OFF;
-    unsigned limit = 0;
+    unsigned limit = f ? f->head.hold_ms : 0;
     if (f && f->cr3) {
-        limit = f->head.hold_ms;
         e.cr3 = reg(v, R_CR3);
         e.new_cr3 = reg(v, extra_of(data));
         if (masked(e.cr3) != masked(e.new_cr3)) {
@@ -241,11 +163,12 @@ static void on_code(unsigned v, void *data)
     struct event e = {.kind = CODE, .vcpu = v, .pc = (uint64_t)data};
     struct filter *f = enter(v);
     enum action action = OFF;
-    unsigned limit = 0;
+    unsigned limit = f ? f->head.hold_ms : 0;
     if (f && has(f->code, f->head.n_code, e.pc)) {
-        limit = f->head.hold_ms;
         e.cr3 = reg(v, R_CR3);
         action = f->head.code;
+        if (action == HOLD && has(f->fenced, f->head.n_fenced, e.pc))
+            action = FENCE;
     }
     leave(v, &e, action, limit);
 }
@@ -257,7 +180,7 @@ static void on_return(unsigned v, void *data)
     if (flush_wanted == flush_done) {   /* no attention needed any more; bit 0 is the control thread's */
         struct score *s = score_of(v);
         __atomic_fetch_and(&s->ret, 0, __ATOMIC_SEQ_CST);
-        __atomic_fetch_and(&s->sys, 1, __ATOMIC_SEQ_CST);
+        __atomic_fetch_and(&s->sys, 1 | FENCED, __ATOMIC_SEQ_CST);
         __atomic_fetch_and(&s->cr3, 1, __ATOMIC_SEQ_CST);
     }
     leave(v, NULL, OFF, 0);
@@ -387,7 +310,7 @@ EXPORT int qemu_plugin_install(uint64_t id, const qemu_info_t *info, int argc, c
     plugin = id;
     n_vcpus = info->system.max_vcpus;
     if (sysconf(_SC_NPROCESSORS_ONLN) > n_vcpus)    /* else the reader may need this very CPU */
-        spin_ns = 200000;
+        spin_ns = SPIN_NS;
     vcpus = aligned_alloc(64, n_vcpus * sizeof *vcpus);
     if (!vcpus || control_listen(path) < 0)
         return 1;

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: BSD-2-Clause
+ *
+ * What becomes of an event: a slot in the ring, and who waits until its reader has resumed it.
+ *
+ * Theory of operation
+ * -------------------
+ * RECORD: nobody waits.  HOLD: the vCPU waits here for its resume word, the time limit, or the end of the reader,
+ * whichever is first.  FENCE: the guest runs on while the reader looks at its memory, but no vCPU gets past its
+ * next system call, or its next code address that is trapped, before the resume word is there: what the reader
+ * wants to read is changed by nothing else.  Such a wait has the same limit.  Most fences cost nothing, because
+ * the reader is quicker than the guest.
+ *
+ * A reader that let a wait run into its limit is late: nothing waits for it until it has read what is in the ring.
+ *
+ * A fence raises the word of every vCPU, so that its next system call calls us.  Each vCPU takes its own down
+ * first and looks for fences then: one that is put up meanwhile raises it again, or is seen.
+ */
+#include "shared.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+int wake_fd = -1;
+size_t ring_offset;
+uint64_t spin_ns;                       /* to sleep and be woken takes as long as most waits: look for a while first */
+_Atomic uint64_t late;                  /* ring position up to which the reader is late; 0: it is in time */
+
+static atomic_flag ring_lock = ATOMIC_FLAG_INIT;
+static uint64_t sequence;
+
+static uint64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+static void sleep_at_most(unsigned v, unsigned of, uint64_t ns)
+{
+    uint64_t drain;
+    struct timespec rest = {ns / 1000000000, ns % 1000000000}, nap = {0, NAP_NS};
+    struct pollfd p = {vcpus[v].fd, POLLIN, 0};
+    if (of != v)                        /* that vCPU's eventfd is its own */
+        ppoll(NULL, 0, ns < NAP_NS ? &rest : &nap, NULL);
+    else if (ppoll(&p, 1, &rest, NULL) > 0 && read(p.fd, &drain, sizeof drain) < 0)
+        sched_yield();
+}
+
+/* vCPU `v` waits until event `seq`, of vCPU `of`, is resumed. */
+static void await(struct shared *s, unsigned v, unsigned of, uint64_t seq, unsigned limit_ms)
+{
+    uint64_t begin = now(), end = begin + limit_ms * 1000000ull, t;
+    while (reader && s->vcpu[of].resumed < seq) {
+        if ((t = now()) - begin < spin_ns)
+            continue;
+        if (t >= end) {
+            s->timeouts++;
+            late = s->head;
+            break;
+        }
+        sleep_at_most(v, of, end - t);
+    }
+    s->waited_ns += now() - begin;
+}
+
+void pass_fences(unsigned v, unsigned limit_ms)
+{
+    struct shared *s = shared;
+    __atomic_fetch_and(&score_of(v)->sys, ~(uint64_t)FENCED, __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; s && i < n_vcpus; i++) {
+        uint64_t seq = vcpus[i].fence;
+        if (!late && s->vcpu[i].resumed < seq)
+            await(s, v, i, seq, limit_ms);
+    }
+}
+
+static void put_up_fence(unsigned v, uint64_t seq)
+{
+    vcpus[v].fence = seq;
+    for (unsigned i = 0; i < n_vcpus; i++)
+        if (vcpus[i].seen)
+            __atomic_fetch_or(&score_of(i)->sys, FENCED, __ATOMIC_SEQ_CST);
+}
+
+void emit(struct event *e, enum action action, unsigned limit_ms)
+{
+    struct shared *s = shared;
+    unsigned v = e->vcpu;
+    static const uint8_t brief[] = {0, 2, 6, 7, 10};    /* rax rdx rsi rdi r10 */
+    if (!s)
+        return;
+    if (late && s->tail >= late)
+        late = 0;
+    bool held = action >= HOLD && !late;
+    if (action == HOLD)
+        for (int i = 0; i < 18; i++)
+            e->regs[i] = reg(v, i);
+    else
+        for (unsigned i = 0; i < sizeof brief; i++)
+            e->regs[brief[i]] = reg(v, brief[i]);
+    e->held = held ? action - RECORD : 0;
+    e->time = now();
+    while (atomic_flag_test_and_set_explicit(&ring_lock, memory_order_acquire))
+        ;
+    uint64_t head = s->head, used = head - s->tail;
+    e->sequence = ++sequence;
+    bool fits = used < (held ? SLOTS : SLOTS - 256);
+    if (fits) {
+        if (held && action == FENCE)    /* before the reader can resume it */
+            put_up_fence(v, e->sequence);
+        memcpy((char *)s + ring_offset + head % SLOTS * sizeof *e, e, sizeof *e);
+        s->head = head + 1;
+    } else {
+        s->dropped++;
+    }
+    atomic_flag_clear_explicit(&ring_lock, memory_order_release);
+    if (held || used == SLOTS / 4) {
+        uint64_t one = 1;
+        if (write(wake_fd, &one, sizeof one) < 0)
+            return;
+    }
+    if (held && fits && action == HOLD)
+        await(s, v, v, e->sequence, limit_ms);
+}
