@@ -38,19 +38,17 @@ static uint64_t now(void)
     return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
-static void sleep_at_most(unsigned v, unsigned of, uint64_t ns)
+static void sleep_at_most(uint64_t ns, int fd)
 {
     uint64_t drain;
-    struct timespec rest = {ns / 1000000000, ns % 1000000000}, nap = {0, NAP_NS};
-    struct pollfd p = {vcpus[v].fd, POLLIN, 0};
-    if (of != v)                        /* that vCPU's eventfd is its own */
-        ppoll(NULL, 0, ns < NAP_NS ? &rest : &nap, NULL);
-    else if (ppoll(&p, 1, &rest, NULL) > 0 && read(p.fd, &drain, sizeof drain) < 0)
+    struct timespec rest = {ns / 1000000000, ns % 1000000000};
+    struct pollfd p = {fd, POLLIN, 0};
+    if (ppoll(&p, 1, &rest, NULL) > 0 && read(fd, &drain, sizeof drain) < 0)
         sched_yield();
 }
 
-/* vCPU `v` waits until event `seq`, of vCPU `of`, is resumed. */
-static void await(struct shared *s, unsigned v, unsigned of, uint64_t seq, unsigned limit_ms)
+/* Wait until event `seq`, of vCPU `of`, is resumed.  `fd` is written then; without one (-1), look now and then. */
+static void await(struct shared *s, unsigned of, uint64_t seq, unsigned limit_ms, int fd)
 {
     uint64_t begin = now(), end = begin + limit_ms * 1000000ull, t;
     while (reader && s->vcpu[of].resumed < seq) {
@@ -61,7 +59,7 @@ static void await(struct shared *s, unsigned v, unsigned of, uint64_t seq, unsig
             late = s->head;
             break;
         }
-        sleep_at_most(v, of, end - t);
+        sleep_at_most(fd < 0 && end - t > NAP_NS ? NAP_NS : end - t, fd);
     }
     s->waited_ns += now() - begin;
 }
@@ -73,7 +71,7 @@ void pass_fences(unsigned v, unsigned limit_ms)
     for (unsigned i = 0; s && i < n_vcpus; i++) {
         uint64_t seq = vcpus[i].fence;
         if (!late && s->vcpu[i].resumed < seq)
-            await(s, v, i, seq, limit_ms);
+            await(s, i, seq, limit_ms, -1);     /* several may wait for it, and most times nobody does */
     }
 }
 
@@ -123,5 +121,5 @@ void emit(struct event *e, enum action action, unsigned limit_ms)
             return;
     }
     if (held && fits && action == HOLD)
-        await(s, v, v, e->sequence, limit_ms);
+        await(s, v, e->sequence, limit_ms, vcpus[v].fd);
 }
