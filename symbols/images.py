@@ -1,10 +1,7 @@
 """Memory images in files: raw, ELF core (``dump-guest-memory``), LiME.
 
-Theory of operation.  Each is a list of pieces - gpa, length, offset in the file - over one mapping of the
-file; `read` hands out views of it.  A raw file has no header that says where its bytes belong: the RAM file
-of a virtual machine with more RAM than fits under the PCI hole goes on at 4 GiB behind a hole that is not
-in the file.  Where the split is depends on the machine type, so the layouts are tried and the one in which
-page tables lead to a kernel is taken (`symbols.placement`).
+Theory of operation.  Each is a list of runs over one mapping of the file; `read` hands out views of it.  A
+raw file has no header that says where its bytes belong: `symbols.ram_file` finds out.
 """
 
 from __future__ import annotations
@@ -12,24 +9,15 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from live.core.errors import MemoryFault, NotPermitted, TargetError
 from live.core.memory import PAGE_SIZE, Segment
-from symbols.placement import locate
+from symbols import ram_file
+from symbols.ram_file import Run
 
 GIB = 1 << 30
-FOUR_GIB = 4 * GIB
-# (RAM size from which on the machine type splits, end of the part below 4 GiB): q35, then i440fx; and i440fx
-# with max-ram-below-4g, or other hypervisors, that leave 3.5 or 3.75 GiB.
-SPLITS = (
-    (0xB0000000, 0x80000000),
-    (0xE0000000, 0xC0000000),
-    (0xE0000000, 0xE0000000),
-    (0xF0000000, 0xF0000000),
-)
-MAX_PIECES = 1 << 16
+MAX_RUNS = 1 << 16
 
 _LIME = struct.Struct("<IIQQQ")
 _LIME_MAGIC = 0x4C694D45
@@ -48,58 +36,49 @@ _REFUSED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """``length`` bytes of guest memory from ``gpa``, at ``offset`` in the file."""
-
-    gpa: int
-    length: int
-    offset: int
-
-
 class Image:
     """A `MemoryReader` over a file.  ``kind`` says what the file is, in words."""
 
-    def __init__(self, view: memoryview, pieces: Sequence[Piece], kind: str) -> None:
-        """``pieces`` must not overlap; they are clipped to the file."""
+    def __init__(self, view: memoryview, runs: Sequence[Run], kind: str) -> None:
+        """``runs`` must not overlap; they are clipped to the file."""
         self._view = view
         self.kind = kind
-        kept = sorted((_clipped(piece, len(view)) for piece in pieces), key=lambda piece: piece.gpa)
-        self.pieces: list[Piece] = []
-        for piece in kept:
-            last = self.pieces[-1] if self.pieces else None
-            if piece.length <= 0 or (last is not None and piece.gpa < last.gpa + last.length):
+        kept = sorted((_clipped(run, len(view)) for run in runs), key=lambda run: run.start)
+        self.runs: list[Run] = []
+        for run in kept:
+            last = self.runs[-1] if self.runs else None
+            if run.length <= 0 or (last is not None and run.start < last.start + last.length):
                 continue
             if (
                 last is not None
-                and piece.gpa == last.gpa + last.length
-                and piece.offset == last.offset + last.length
+                and run.start == last.start + last.length
+                and run.offset == last.offset + last.length
             ):
-                self.pieces[-1] = Piece(last.gpa, last.length + piece.length, last.offset)
+                self.runs[-1] = Run(last.start, last.offset, last.length + run.length)
             else:
-                self.pieces.append(piece)
+                self.runs.append(run)
 
     @property
     def segments(self) -> list[Segment]:
         """Guest RAM, ascending by gpa."""
-        return [Segment(start=piece.gpa, length=piece.length) for piece in self.pieces]
+        return [Segment(start=run.start, length=run.length) for run in self.runs]
 
     @property
     def flat(self) -> memoryview | None:
         """The whole file, if it is guest-physical memory from 0 on without holes."""
-        if len(self.pieces) == 1 and self.pieces[0].gpa == 0:
-            piece = self.pieces[0]
-            return self._view[piece.offset : piece.offset + piece.length]
+        if len(self.runs) == 1 and self.runs[0].start == 0:
+            run = self.runs[0]
+            return self._view[run.offset : run.offset + run.length]
         return None
 
     def read(self, gpa: int, length: int) -> bytes | memoryview:
-        """Exactly ``length`` bytes from ``gpa``, without a copy unless pieces must be joined."""
+        """Exactly ``length`` bytes from ``gpa``, without a copy unless runs must be joined."""
         parts: list[memoryview] = []
-        for piece in self.pieces:
-            inside = gpa - piece.gpa
-            if 0 <= inside < piece.length:
-                here = min(length, piece.length - inside)
-                parts.append(self._view[piece.offset + inside : piece.offset + inside + here])
+        for run in self.runs:
+            inside = gpa - run.start
+            if 0 <= inside < run.length:
+                here = min(length, run.length - inside)
+                parts.append(self._view[run.offset + inside : run.offset + inside + here])
                 gpa += here
                 length -= here
                 if not length:
@@ -129,48 +108,40 @@ def image_of(view: memoryview, name: str) -> Image:
         if head.startswith(magic):
             raise TargetError(f"{name} is {what}: {instead}")
     if head.startswith(b"\x7fELF"):
-        return Image(view, list(_core_pieces(view, name)), "an ELF core")
+        return Image(view, list(_core_runs(view, name)), "an ELF core")
     if len(head) >= _LIME.size and _LIME.unpack_from(head)[0] == _LIME_MAGIC:
-        return Image(view, list(_lime_pieces(view)), "a LiME image")
+        return Image(view, list(_lime_runs(view)), "a LiME image")
     return _raw(view)
 
 
-def _clipped(piece: Piece, size: int) -> Piece:
-    return Piece(piece.gpa, max(0, min(piece.length, size - piece.offset)), piece.offset)
+def _clipped(run: Run, size: int) -> Run:
+    return Run(run.start, run.offset, max(0, min(run.length, size - run.offset)))
 
 
 def _raw(view: memoryview) -> Image:
     size = len(view) & -PAGE_SIZE
-    layouts = [Image(view, [Piece(0, size, 0)], "a raw image")]
-    for least, low in SPLITS:
-        if size >= least and size > low:
-            pieces = [Piece(0, low, 0), Piece(FOUR_GIB, size - low, low)]
-            layouts.append(Image(view, pieces, f"a raw image with a hole from {low / GIB:g} to 4 GiB"))
-    if len(layouts) > 1:
-        for layout in layouts:
-            # Page tables alone may fit in two layouts; text and tables of the kernel must be inside RAM in
-            # the right one.
-            if locate(layout):
-                return layout
-    return layouts[0]
+    runs = ram_file.best(size, lambda runs: Image(view, runs, "a raw image"))
+    if runs is None or len(runs) < 2:
+        return Image(view, [Run(0, 0, size)], "a raw image")
+    return Image(view, runs, f"a raw image with a hole from {runs[0].length / GIB:g} to 4 GiB")
 
 
-def _lime_pieces(view: memoryview) -> Iterator[Piece]:
+def _lime_runs(view: memoryview) -> Iterator[Run]:
     at = 0
-    for _ in range(MAX_PIECES):
+    for _ in range(MAX_RUNS):
         if at + _LIME.size > len(view):
             return
         magic, version, start, end, _reserved = _LIME.unpack_from(view, at)
         if magic != _LIME_MAGIC or version != 1 or end < start:
             return
         at += _LIME.size
-        yield Piece(start, end - start + 1, at)
+        yield Run(start, at, end - start + 1)
         at += end - start + 1
 
 
-def _core_pieces(view: memoryview, name: str) -> Iterator[Piece]:
+def _core_runs(view: memoryview, name: str) -> Iterator[Run]:
     # Here and in symbols.kernel_image only, since importing it takes longer than finding a kernel.
     from symbols.elf import load_segments  # noqa: PLC0415
 
     for segment in load_segments(view, name):
-        yield Piece(segment.paddr, segment.filesz, segment.offset)
+        yield Run(segment.paddr, segment.offset, segment.filesz)

@@ -16,11 +16,11 @@ from volatility3.framework.automagic import symbol_cache
 from live.core.errors import NoKernelFound
 from live.core.memory import MemoryReader
 from live.core.text import printable
-from live.volatility import ram_file
-from live.volatility.memory import FileMemory, Run
+from live.volatility.memory import FileMemory
+from symbols import ram_file
 from symbols.cache import Cache
 from symbols.guest import Kernel, find_kernel, symbol_table
-from symbols.placement import locate
+from symbols.ram_file import Run
 
 vollog = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def find(memory: MemoryReader, *, cache: Cache | None = None, progress: Progress
     if not _plain_file(memory) or len(memory.view) <= min(ram_file.LOW_ENDS):
         return Found(kernel=find_kernel(memory, cache=cache, progress=progress), memory=memory)
     view = memory.view
-    runs = _layout(view)
+    runs = ram_file.best(len(view), lambda runs: FileMemory(view, runs))
     if runs is not None:
         return _with_layout(view, runs, cache, progress)
     # No trampoline in any layout (a crash kernel's, or overwritten): the kernel is searched for in all of
@@ -99,21 +99,6 @@ def find(memory: MemoryReader, *, cache: Cache | None = None, progress: Progress
 
 def _plain_file(memory: MemoryReader) -> TypeGuard[FileMemory]:
     return isinstance(memory, FileMemory) and memory.runs == (Run(0, 0, len(memory.view)),)
-
-
-def _layout(view: memoryview) -> tuple[Run, ...] | None:
-    """The layout in which a kernel's page tables make most sense, going by the trampoline in the first MiB.
-
-    Physical KASLR may put the kernel above the hole; then only the right layout has it at all.  A few ms.
-    """
-    fits = [
-        (found.bad, -found.good, order, runs)
-        for order, runs in enumerate(ram_file.layouts(len(view)))
-        for memory in (FileMemory(view, runs),)
-        for place in locate(memory)
-        for found in (ram_file.fit(memory, place.dtb, place.la57),)
-    ]
-    return min(fits)[3] if fits else None
 
 
 def _with_layout(

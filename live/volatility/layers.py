@@ -8,7 +8,7 @@ from volatility3.framework import exceptions, interfaces
 from volatility3.framework.configuration import requirements
 from volatility3.framework.layers import intel, segmented
 
-from live.volatility import ram_file
+from symbols import ram_file
 
 ISF_KEY = "isf_url"
 """Config key of the kernel's layer: URL of the symbol table that was chosen for it."""

@@ -17,24 +17,17 @@ import bisect
 import io
 import mmap
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from volatility3.framework import exceptions
 from volatility3.framework.layers import physical, segmented
 
 from live.core.errors import MemoryFault
 from live.core.memory import MemoryReader, Segment
+from symbols.ram_file import Run
 
 _FLASH = (0xFF00_0000, 1 << 32)
 """Where a PC has its firmware; ELF cores of QEMU have it as a segment, but it is no RAM."""
-
-
-class Run(NamedTuple):
-    """``length`` bytes of RAM from gpa ``start``, which lie at ``offset`` of a file."""
-
-    start: int
-    offset: int
-    length: int
 
 
 class _Runs:

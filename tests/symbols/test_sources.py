@@ -12,7 +12,8 @@ import zstandard
 from live.core.errors import MemoryFault, NoKernelFound, NotPermitted, TargetError
 from symbols import sources
 from symbols.cache import Cache
-from symbols.images import FOUR_GIB, Image, Piece
+from symbols.images import Image
+from symbols.ram_file import FOUR_GIB, Run
 from symbols.sources import build, decode_source, open_source
 
 from .build import LINK_TEXT, MIB, Plan, Ram, elf, image_of, install
@@ -163,7 +164,7 @@ def test_raw_file_of_a_split_machine(low, what, tmp_path):
 
 def test_views_are_not_copied_and_pieces_are_joined():
     view = memoryview(bytes(range(256)))
-    image = Image(view, [Piece(0x1000, 16, 0), Piece(0x1010, 16, 100), Piece(0x5000, 500, 200)], "test")
+    image = Image(view, [Run(0x1000, 0, 16), Run(0x1010, 100, 16), Run(0x5000, 200, 500)], "test")
     assert isinstance(image.read(0x1002, 4), memoryview)
     assert image.read(0x1008, 16) == bytes(range(8, 16)) + bytes(range(100, 108))
     assert [(s.start, s.length) for s in image.segments] == [(0x1000, 16), (0x1010, 16), (0x5000, 56)]

@@ -6,8 +6,10 @@ import pytest
 from volatility3.framework import contexts, exceptions
 from volatility3.framework.layers import physical
 
-from live.volatility import finder, layers, ram_file
-from live.volatility.memory import FileMemory, Run
+from live.volatility import finder, layers
+from live.volatility.memory import FileMemory
+from symbols import ram_file
+from symbols.ram_file import Run
 
 GIB = 1 << 30
 

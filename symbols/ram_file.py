@@ -16,12 +16,12 @@ few candidates.  The plain layout wins a draw.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from live.core.errors import MemoryFault
 from live.core.memory import PAGE_SIZE, MemoryReader
-from live.volatility.memory import Run
+from symbols.placement import locate
 
 FOUR_GIB = 1 << 32
 LOW_ENDS = (0x8000_0000, 0xC000_0000, 0xE000_0000, 0xB000_0000, 0x4000_0000)
@@ -34,6 +34,14 @@ _ADDRESS = 0x000F_FFFF_FFFF_F000
 _RESERVED = 0x7FF << 52
 _MAX_TABLES = 20_000
 _ENTRIES = struct.Struct("<512Q")
+
+
+class Run(NamedTuple):
+    """``length`` bytes of RAM from gpa ``start``, which lie at ``offset`` of a file."""
+
+    start: int
+    offset: int
+    length: int
 
 
 class Fit(NamedTuple):
@@ -53,6 +61,23 @@ def layouts(size: int) -> list[tuple[Run, ...]]:
 def split(size: int, low: int) -> tuple[Run, ...]:
     """The layout of a RAM file of ``size`` bytes with ``low`` bytes below the hole."""
     return (Run(0, 0, low), Run(FOUR_GIB, low, size - low))
+
+
+def best(size: int, reader: Callable[[tuple[Run, ...]], MemoryReader]) -> tuple[Run, ...] | None:
+    """The layout in which a kernel's page tables make most sense, going by the trampoline in the first MiB.
+
+    Physical KASLR may put the kernel above the hole, then only the right layout has it at all; or below, then
+    only its page tables tell.  ``reader`` reads the file with a layout.  None if no layout has a kernel.  A
+    few ms.
+    """
+    fits = [
+        (found.bad, -found.good, order, runs)
+        for order, runs in enumerate(layouts(size))
+        for memory in (reader(runs),)
+        for place in locate(memory)
+        for found in (fit(memory, place.dtb, place.la57),)
+    ]
+    return min(fits)[3] if fits else None
 
 
 def fit(memory: MemoryReader, dtb: int, la57: bool) -> Fit:
