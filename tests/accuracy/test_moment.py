@@ -1,14 +1,20 @@
-"""Start events come before the first system call of the new image, or of the new process."""
+"""Start events come before the first system call of the new image, or of the new process.
+
+With callbacks the vCPU stands meanwhile; without, the guest runs on behind a fence (`TrapRequest.fenced`).
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
+from live.core.events import ProcessStart
 from live.monitor import Monitor
 from live.session import Session
+from live.stepper import Stepper
 from tests.accuracy.run import trappable
 from tests.guest import GuestSpec
 from tests.guest.truth import TruthExec, TruthFork, TruthOther
@@ -16,6 +22,7 @@ from tests.guest.truth import TruthExec, TruthFork, TruthOther
 pytestmark = pytest.mark.guest
 HOLD_S = 0.2
 _EXECVE = "59"
+PROGRAMS = ("fork-exec", "true")
 
 
 def test_the_guest_stands_before_the_first_system_call():
@@ -25,7 +32,7 @@ def test_the_guest_stands_before_the_first_system_call():
 
         @monitor.on_process_start
         def started(process):
-            if process.comm not in ("true", "fork-exec") or not looking.is_set():
+            if process.comm not in PROGRAMS or not looking.is_set():
                 return
             # Memory as it is now, the event not believed.
             now = session.processes.describe(session.kernel.read_task(process.task))
@@ -81,3 +88,56 @@ def check(events, parent, child):
     assert before.text.split()[1] == _EXECVE
     assert after.text.split()[1] != _EXECVE
     assert after.ts - before.ts > HOLD_S * 1e9
+
+
+def test_behind_a_fence_the_guest_makes_no_system_call():
+    seen = []
+    with trappable(GuestSpec()) as guest, Session(str(guest.monitor)) as session:
+        stepper = Stepper(session.kernel, session.processes)
+        source = session.choose("plugin").source
+        looking, done = threading.Event(), threading.Event()
+
+        def describe(task):
+            return session.processes.describe(session.kernel.read_task(task))
+
+        def watch():
+            while not done.is_set():
+                trap = source.wait(0.05)
+                if trap is None:
+                    continue
+                for event in stepper.trap(trap, 0, 0):
+                    if not isinstance(event, ProcessStart) or event.process.comm not in PROGRAMS:
+                        continue
+                    if looking.is_set():
+                        first = describe(event.process.task)
+                        time.sleep(HOLD_S)  # the guest goes as far as it can
+                        assert describe(event.process.task) == first
+                        seen.append((event.process.pid, event.process.args))
+                source.resume(trap)
+
+        source.arm(replace(stepper.points.request, fenced=stepper.points.lasting))
+        stepper.look(0, "attach")
+        thread = threading.Thread(target=watch)
+        thread.start()
+        with guest.truth(events=["raw_syscalls/sys_enter"]) as recorder:
+            looking.set()
+            job = guest.start(["fork-exec", "3"])
+            job.wait()
+            looking.clear()
+        done.set()
+        thread.join()
+        timeouts = source.counters.hold_timeouts
+        source.close()
+    assert timeouts == 0
+    program, *children = [process.tgid for process in recorder.truth.below(job.pid)]
+    forked, executed = ("fork-exec", "3"), ("true",)
+    assert seen[0] == (program, forked)
+    assert seen[1:] == [(pid, args) for pid in children for args in (forked, executed)]
+    events = recorder.truth.events
+    for pid in children:
+        created = next(at for at, e in enumerate(events) if isinstance(e, TruthFork) and e.pid == pid)
+        execs = next(at for at, e in enumerate(events) if isinstance(e, TruthExec) and e.tgid == pid)
+        for moment in (created, execs):
+            # Of anybody in the guest, not only of the two.
+            call = next(e for e in events[moment:] if isinstance(e, TruthOther))
+            assert call.ts - events[moment].ts > HOLD_S * 0.9e9

@@ -179,6 +179,37 @@ def test_closing_lets_a_held_guest_go_and_another_reader_can_come(bench: Bench) 
     again.close()
 
 
+def test_nothing_passes_a_fence(bench: Bench) -> None:
+    code = frozenset(bench.addresses.values())
+    fenced = code - {bench.addresses["taskstats_exit"]}
+    bench.source.arm(TrapRequest(code=code, fenced=fenced))
+    wait = bench.start(1)
+    trap = bench.source.wait(5)
+    assert trap is not None
+    assert trap.pc == bench.addresses["wake_up_new_task"]
+    assert trap.held
+    assert bench.source.wait(0.3) is None  # all that follows has to pass it
+    bench.source.resume(trap)
+    rest = drain(bench.source, wait)
+    assert bench.addresses["taskstats_exit"] in {trap.pc for trap in rest}
+    assert all(trap.held for trap in rest)
+    assert bench.source.counters.hold_timeouts == 0
+
+
+@pytest.mark.parametrize("bench", ["plugin"], indirect=True)
+def test_a_fence_has_a_limit_and_traps_go_on(bench: Bench) -> None:
+    fork = bench.addresses["wake_up_new_task"]
+    bench.source.arm(TrapRequest(code=frozenset({fork}), fenced=frozenset({fork})))
+    wait = bench.start(0)
+    trap = bench.source.wait(5)
+    assert trap is not None
+    wait()  # nobody resumes
+    assert bench.source.counters.hold_timeouts == 1
+    assert bench.source.counters.held_ns > HOLD * 1e9
+    bench.source.resume(trap)
+    assert [trap.held for trap in drain(bench.source, bench.start(1))] == [True, True]
+
+
 @pytest.mark.parametrize("bench", ["plugin", "gdbstub"], indirect=True)
 def test_a_hold_has_a_limit_and_traps_go_on(bench: Bench) -> None:
     bench.source.arm(TrapRequest(code=frozenset({bench.addresses["wake_up_new_task"]})))
