@@ -43,17 +43,11 @@ def hold_of(guest: Any, source: TrapSource | None) -> Hold:
         if source is not None and (entered > 1 or source.mode == "gdbstub"):
             yield lambda: False  # to a gdb stub a pause would look like a trap
             return
-        running = paused = False
-        # If it does not answer in time it stops later, and must go on all the same.
-        with contextlib.suppress(PseError, AttributeError):
-            running = guest.monitor.status() == "running"
-            if running:
-                guest.monitor.hmp("stop")
-            paused = True
-        try:
+        with contextlib.ExitStack() as pause:
+            paused = False
+            with contextlib.suppress(PseError, AttributeError):
+                pause.enter_context(guest.pause())
+                paused = True
             yield lambda: paused
-        finally:
-            if running:
-                guest.monitor.hmp("cont")
 
     return hold

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.adapters import sockets
 from tests.adapters.test_contract import drain, symbols
 from tests.guest.fixtures import Boot
 from tests.guest.guest import Guest
-from tests.watch import Watch, pse
+from tests.watch import PSE, Watch, environment, pse
 
 WATCHER = """
 import sys, time
@@ -91,6 +92,50 @@ def test_pse_watch_is_killed_in_a_hold(mode: str, boot: Boot) -> None:
     again = pse("watch", str(guest.monitor), "--mode", mode, "--count", "1")
     assert again.returncode == 0, again.stderr
     assert f"{mode} mode" in again.stderr
+
+
+@pytest.mark.parametrize("protocol", ["qmp", "hmp"])
+def test_pse_record_is_killed_in_a_keyframe(boot: Boot, tmp_path: Path, protocol: str) -> None:
+    """The keyframe had paused the guest through its monitor: with the recorder dead it goes on at once."""
+    option = {"qmp": "-qmp", "hmp": "-monitor"}[protocol]
+    monitor = tmp_path / "monitor"
+    guest = boot(fresh=True, extra=(option, f"unix:{monitor},server=on,wait=off"))
+
+    def record(name: str) -> subprocess.Popen[bytes]:
+        command = [*PSE, "record", str(monitor), "-o", str(tmp_path / name)]
+        command += ["--mode", "poll", "--keyframe-start"]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment())
+
+    def until(condition: Callable[[], bool], seconds: float) -> float:
+        began = time.monotonic()
+        while not condition():
+            assert time.monotonic() - began < seconds
+            time.sleep(0.005)
+        return time.monotonic() - began
+
+    def running() -> bool:
+        return bool(guest.qmp("query-status")["running"])
+
+    for name in "abc":
+        with record(name) as recorder:
+            until(lambda: not running(), 60)
+            recorder.kill()
+            seconds = until(running, 5)
+        print(f"{protocol}: the guest ran {1000 * seconds:.0f} ms after the recorder was killed")
+        assert seconds < 1
+        assert guest.run(["true"]).status == 0
+    # The same in a pause by somebody else, which stays theirs.
+    guest.stop()
+    with record("d") as recorder:
+        until((tmp_path / "d").exists, 60)
+        time.sleep(0.3)
+        assert recorder.poll() is None
+        recorder.kill()
+    time.sleep(1)
+    assert not running()
+    guest.cont()
+    again = pse("watch", str(monitor), "--mode", "poll", "--count", "1")
+    assert again.returncode == 0, again.stderr
 
 
 def test_modes(boot: Boot) -> None:

@@ -215,15 +215,15 @@ def test_a_failed_export_leaves_nothing(tmp_path):
 class FakeGuest:
     def __init__(self, vcpus=1):
         self.vcpus = range(vcpus)
-        self.monitor = self
         self.said = []
         self.state = "running"
 
-    def status(self):
-        return self.state
-
-    def hmp(self, command):
-        self.said.append(command)
+    @contextlib.contextmanager
+    def pause(self):
+        running = self.state == "running"
+        self.said += ["stop"] * running
+        yield running
+        self.said += ["cont"] * running
 
 
 class FakeSource:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 
 from live.adapters.qemu import discover
-from live.adapters.qemu.memory import QemuMemory, open_memory
+from live.adapters.qemu.memory import MappedMemory, ProcessMemory, open_memory
 from live.adapters.qemu.monitor import Monitor, connect
+from live.adapters.qemu.pause import Pause
 from live.core.errors import GuestGone, NoTarget, TargetError
 from live.core.traps import VcpuIndex
 
@@ -18,16 +21,20 @@ _REGISTER = re.compile(r"\b([A-Z][A-Z0-9]{1,4}) *= *([0-9a-f]+)((?: [0-9a-f]+)*)
 _GENERAL = re.compile(r"r[abcd]x|r[sd]i|r[bsi]p|r\d{1,2}|cr[0-8]|efer")
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")
 
+QemuMemory = MappedMemory | ProcessMemory
+
 
 class QemuGuest:
     """An attached guest; a context manager.  Attaching and reading never stop the guest."""
 
-    def __init__(self, info: discover.GuestInfo, monitor: Monitor, memory: QemuMemory, pidfd: int) -> None:
-        """Use `attach`.  Owns the monitor, the memory and the pidfd."""
+    def __init__(
+        self, info: discover.GuestInfo, monitor: Monitor, memory: QemuMemory, pidfd: int, pause: Pause
+    ) -> None:
+        """Use `attach`.  Owns all of them."""
         self.info = info
         self.monitor = monitor
         self.memory = memory
-        self._pidfd = pidfd
+        self._pidfd, self._pause, self._closed = pidfd, pause, False
         self._events: list[str] = []
         self.version = monitor.version
         """QEMU's version, ``"10.0.2"``."""
@@ -40,7 +47,7 @@ class QemuGuest:
 
     def alive(self) -> bool:
         """Whether the QEMU process still runs.  No system call but one poll."""
-        if self._pidfd < 0:
+        if self._closed:
             return False
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
@@ -56,6 +63,13 @@ class QemuGuest:
             return self.monitor.status()
         except GuestGone:
             raise self.gone() from None
+
+    def pause(self, limit: float | None = None) -> AbstractContextManager[bool]:
+        """The guest stands still within; it goes on behind it, even if we are killed, unless it stood before.
+
+        See `live.adapters.qemu.pause.Pause.standing`.
+        """
+        return self._pause.standing(limit)
 
     def gone(self) -> GuestGone:
         """The error to raise when this guest has ended."""
@@ -74,6 +88,10 @@ class QemuGuest:
 
     def close(self) -> None:
         """Let go of memory, monitor and process.  The guest runs on; safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._pause.close()
         self.memory.close()
         self.monitor.close()
         pidfd, self._pidfd = self._pidfd, -1
@@ -113,25 +131,21 @@ def attach(target: str | None = None, *, allow_mapping: bool = True) -> QemuGues
     `GuestGone`, each a sentence for the user.
     """
     info = discover.resolve(target)
-    monitor = _first_free(info)
-    try:
+    with contextlib.ExitStack() as opened:
+        monitor = _first_free(info)
+        opened.callback(monitor.close)
         try:
             pidfd = os.pidfd_open(info.pid)
         except ProcessLookupError:
             raise GuestGone(f"The QEMU process {info.pid} has ended; start the guest again.") from None
-        try:
-            memory = open_memory(monitor, info.pid, allow_mapping=allow_mapping)
-            try:
-                return QemuGuest(info, monitor, memory, pidfd)
-            except BaseException:
-                memory.close()
-                raise
-        except BaseException:
-            os.close(pidfd)
-            raise
-    except BaseException:
-        monitor.close()
-        raise
+        opened.callback(os.close, pidfd)
+        pause = Pause(monitor)
+        opened.callback(pause.close)
+        memory = open_memory(monitor, info.pid, allow_mapping=allow_mapping)
+        opened.callback(memory.close)
+        guest = QemuGuest(info, monitor, memory, pidfd, pause)
+        opened.pop_all()
+    return guest
 
 
 def _first_free(info: discover.GuestInfo) -> Monitor:

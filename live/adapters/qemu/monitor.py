@@ -54,6 +54,9 @@ class Monitor(Protocol):
     def events(self) -> list[str]:
         """QMP events since the last call (``RESET``, ``SHUTDOWN``, ...); HMP has none."""
 
+    def fileno(self) -> int:
+        """Descriptor of the socket, for a process that speaks to QEMU when we no longer can."""
+
     def close(self) -> None:
         """Leave the monitor to others."""
 
@@ -131,7 +134,7 @@ class QmpMonitor:
 
     def __init__(self, sock: socket.socket, address: str) -> None:
         """Negotiate.  Owns ``sock`` from here on."""
-        self._address = address
+        self._address, self._descriptor = address, sock.fileno()
         self._names: list[str] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pse-qmp", daemon=True)
@@ -192,6 +195,10 @@ class QmpMonitor:
         """See `Monitor.events`."""
         names, self._names = self._names, []
         return names
+
+    def fileno(self) -> int:
+        """See `Monitor.fileno`."""
+        return self._descriptor
 
     def close(self) -> None:
         """See `Monitor.close`; safe to call twice."""
@@ -269,6 +276,10 @@ class HmpMonitor:
     def events(self) -> list[str]:
         """See `Monitor.events`."""
         return []
+
+    def fileno(self) -> int:
+        """See `Monitor.fileno`."""
+        return self._sock.fileno()
 
     def close(self) -> None:
         """See `Monitor.close`."""

@@ -5,31 +5,38 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import socket
 import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Protocol
 
 from live.adapters.qemu.gdbstub import guardian
 
 _U64 = struct.Struct("<Q")
 
 
+class Shared(Protocol):
+    """A socket, or what has one."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
 class Guard:
     """A running guardian; it acts when we die, and when a stop lasts beyond its time."""
 
-    def __init__(self, stub: socket.socket) -> None:
-        """Start it; it shares the stub's socket."""
+    def __init__(self, shared: Shared, kind: str = "gdb") -> None:
+        """Start it; it shares the socket of a gdb stub (``"gdb"``) or of a monitor (``"qmp"``, ``"hmp"``)."""
         page = os.memfd_create("pse-guard", os.MFD_CLOEXEC)
         ours, self._pipe = os.pipe()
         try:
             os.ftruncate(page, mmap.PAGESIZE)
             self._page = mmap.mmap(page, mmap.PAGESIZE)
-            numbers = (stub.fileno(), ours, page)
+            numbers = (shared.fileno(), ours, page)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(guardian.__file__)), *map(str, numbers)],
+                [sys.executable, "-I", "-S", str(Path(guardian.__file__)), kind, *map(str, numbers)],
                 pass_fds=numbers,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -42,9 +49,10 @@ class Guard:
             os.close(page)
             os.close(ours)
 
-    def stopped(self, limit: float) -> None:
-        """The guest stands, for ``limit`` seconds at most."""
-        _U64.pack_into(self._page, guardian.DEADLINE_AT, time.monotonic_ns() + int(limit * 1e9))
+    def stopped(self, limit: float | None) -> None:
+        """The guest stands, for ``limit`` seconds at most; None: as long as we live."""
+        until = guardian.FOREVER if limit is None else time.monotonic_ns() + int(limit * 1e9)
+        _U64.pack_into(self._page, guardian.DEADLINE_AT, until)
 
     def running(self) -> None:
         """The guest runs, or is about to."""

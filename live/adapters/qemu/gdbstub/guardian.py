@@ -2,11 +2,15 @@
 
 Theory of operation
 -------------------
-QEMU's stub does nothing when its client goes away: a guest that was stopped stays stopped, breakpoints stay.
-So the watcher starts this process and shares three descriptors with it: the stub's socket, a pipe, and a page
-of memory with the time until which a stop is in order (0: the guest runs).  The end of the pipe without a
-farewell (the watcher died), or a stop far beyond its time (the watcher hangs), make it interrupt the guest
-(0x03; ignored while it stands) and detach, which removes every breakpoint and lets it run.
+QEMU does nothing when the client of its gdb stub or of its monitor goes away: a guest that was stopped
+stays stopped, breakpoints stay.  So the watcher starts this process and shares three descriptors with it:
+the socket of the stub or of the monitor, a pipe, and a page of memory with the time until which a stop is
+in order (0: the guest runs).  It acts at the end of the pipe without a farewell (the watcher died), and
+when a stop lasts far beyond its time (the watcher hangs):
+
+* gdb stub: interrupt the guest (0x03; ignored while it stands) and detach, which removes every breakpoint and
+  lets it run.
+* monitor: ``cont``, if the watcher had stopped the guest.  A pause by somebody else is not ours to end.
 
 Standard library only, and little of it: it has to start in a few milliseconds.
 """
@@ -21,12 +25,22 @@ import time
 FAREWELL = b"q"
 GRACE_NS = 500_000_000
 """How far beyond its time a stop may last; the watcher's own limit comes first."""
+FOREVER = (1 << 64) - 1
+"""A time that never comes."""
 _POLL_MS = 200
 _U64 = struct.Struct("<Q")
 DEADLINE_AT, TAKEN_AT = 0, 8
 
+_STUB = "gdb"
+# What is written to a monitor.  The watcher may have died within a command: 0xff makes QMP's parser begin
+# anew (qmp-spec, "Guest agent/QMP synchronization"), and a newline ends what HMP has of it.
+_CONT = {
+    "qmp": (b'\xff{"execute": "cont", "id": "pse-guardian"}\n', b'"pse-guardian"'),
+    "hmp": (b"\ncont\ninfo status\n", b"VM status: running"),
+}
 
-def release(stub: socket.socket) -> None:
+
+def release_stub(stub: socket.socket) -> None:
     """Interrupt and detach, whatever state the stub is in."""
     stub.settimeout(1)
     try:
@@ -40,8 +54,23 @@ def release(stub: socket.socket) -> None:
         pass  # the guest is gone, or answered late: there is nothing else to be done
 
 
-def watch(stub: socket.socket, pipe: int, page: int) -> bool:
-    """Wait for the end; True if the guest has to be released."""
+def release_monitor(monitor: socket.socket, command: bytes, answer: bytes) -> None:
+    """Let the guest go on, and wait until it does: QEMU drops what a client that hung up has sent."""
+    monitor.settimeout(1)
+    said = b""
+    try:
+        monitor.sendall(command)
+        while answer not in said:
+            chunk = monitor.recv(4096)
+            if not chunk:
+                return
+            said = said[-4096:] + chunk
+    except OSError:
+        pass  # as above
+
+
+def watch(pipe: int, page: int) -> bool:
+    """Wait for the end; True if the watcher did not say farewell."""
     poller = select.poll()
     poller.register(pipe, select.POLLIN)
     while True:
@@ -54,11 +83,16 @@ def watch(stub: socket.socket, pipe: int, page: int) -> bool:
 
 
 def main(arguments: list) -> int:  # type: ignore[type-arg]  # runs on any Python 3, as it is
-    """Arguments: descriptors of the stub's socket, the pipe, the page."""
-    stub_number, pipe, page = (int(word) for word in arguments)
-    with socket.socket(fileno=stub_number) as stub:
-        if watch(stub, pipe, page):
-            release(stub)
+    """Arguments: what the socket is of (gdb, qmp, hmp); descriptors of the socket, the pipe, the page."""
+    kind = arguments[0]
+    number, pipe, page = (int(word) for word in arguments[1:])
+    with socket.socket(fileno=number) as shared:
+        if not watch(pipe, page):
+            return 0
+        if kind == _STUB:
+            release_stub(shared)
+        elif _U64.unpack(os.pread(page, 8, DEADLINE_AT))[0]:
+            release_monitor(shared, *_CONT[kind])
     return 0
 
 
