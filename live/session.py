@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 
 from live.adapters.hypervisor import adapter
 from live.adapters.qemu.modes import Choice
-from live.core.errors import GuestGone, MemoryFault, NoKernelFound
+from live.core.errors import GuestGone, MemoryFault, NoKernelFound, TargetError
 from live.core.memory import MemoryReader
 from live.introspect.details import ProcessReader
 from live.introspect.layout import SymbolTable
@@ -88,6 +89,7 @@ class Session:
         address = self.kernel.address("init_task")
         expected = self.kernel.memory.gpa(address)
         for _ in range(_RUNNING_TRIES):
+            self.kernel.memory.refresh()
             registers = self.guest.registers(self.guest.vcpus[0])
             # With PTI bit 12 tells the user's table from the kernel's; without, it may belong to the address.
             tables = (
@@ -127,8 +129,11 @@ class Session:
 
         Raises `TargetError` if the guest does not offer ``mode``.
         """
-        choice: Choice = self._adapter.choose(self.guest, mode)
-        return choice
+        poll_only: str | None = getattr(self.guest.memory, "poll_only", None)
+        if poll_only and mode not in ("auto", "poll"):
+            raise TargetError(f"{mode} mode cannot be had: {poll_only}")
+        choice: Choice = self._adapter.choose(self.guest, "poll" if poll_only else mode)
+        return replace(choice, skipped=(f"trapped: {poll_only}",)) if poll_only else choice
 
     def close(self) -> None:
         """Let go of the guest; it runs on as if never watched."""

@@ -2,7 +2,8 @@
 
 Poll: on every tick the kernel's counters are read, O(1).  Only if they moved, or if the guest was
 busy within the last second, or when the refresh is due, is the task list walked: exec, and the
-death of a process that nobody reaped, move no counter.
+death of a process that nobody reaped, move no counter.  Where reading stops the guest, looks are so far
+apart that it stands for a small part of the time only (`live.core.memory.MemoryReader`).
 
 Traps: the kernel functions of `live.introspect.points` are trapped, and each reports one finished
 step while its vCPU is held.  A look at the whole list seeds the tracker, and one is taken after a
@@ -68,11 +69,13 @@ class Poller:
         Raises `GuestGone` when the guest ends, reboots or can no longer be read.
         """
         trigger, tick = "attach", time.monotonic()
+        memory = self._session.kernel.memory
         seen: Counters | None = None
         busy_until = refresh_at = 0.0
         while True:
             now = time.monotonic()
             with _guest_readable():
+                memory.refresh()
                 counters = self._session.kernel.counters()
                 _require_same_boot(counters, seen)
                 if counters != seen or now < busy_until or now >= refresh_at:
@@ -85,7 +88,7 @@ class Poller:
             yield
             if deadline is not None and now >= deadline:
                 return
-            tick = max(tick + self._interval, time.monotonic())
+            tick = max(tick + self._interval, time.monotonic() + memory.rest())
             until = tick if deadline is None else min(tick, deadline)
             self._session.sleep(max(0.0, until - time.monotonic()))
 

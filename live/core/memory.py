@@ -32,7 +32,12 @@ class Segment:
 
 
 class MemoryReader(Protocol):
-    """Guest-physical memory.  Reading never stops, changes or slows the guest."""
+    """Guest-physical memory.  Reading never stops, changes or slows the guest.
+
+    A reader that has to stop it has more: ``refresh()``, up to which what was read is not read again;
+    ``rest()``, seconds for which the guest is to be left alone now, for what was read since the last call;
+    and ``poll_only``, a sentence that says why no traps can be had with it.
+    """
 
     @property
     def segments(self) -> Sequence[Segment]:

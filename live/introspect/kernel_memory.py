@@ -27,6 +27,11 @@ def _nothing() -> None:
     """What most memory does when asked to refresh."""
 
 
+def _none() -> float:
+    """What most memory costs the guest."""
+    return 0.0
+
+
 class KernelMemory:
     """Kernel-virtual memory.
 
@@ -43,6 +48,7 @@ class KernelMemory:
         # A recording keeps one version of a page for all reads between two refreshes; memory that
         # is read in place has nothing to do here.
         self.refresh: Callable[[], None] = getattr(memory, "refresh", _nothing)
+        self.rest: Callable[[], float] = getattr(memory, "rest", _none)
         self.direct = direct
         self.limit = memory.segments[-1].end if memory.segments else 0
         self.table = table

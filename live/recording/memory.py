@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from live.core.errors import MemoryFault
@@ -43,6 +43,7 @@ class RecordingMemory:
     def __init__(self, memory: MemoryReader) -> None:
         """Nothing is read yet."""
         self.source = memory
+        self._refresh_source: Callable[[], None] | None = getattr(memory, "refresh", None)
         self.segments = memory.segments
         self._last: OrderedDict[int, bytes] = OrderedDict()
         self._pages: dict[int, bytes] = {}
@@ -55,6 +56,8 @@ class RecordingMemory:
     def begin(self) -> None:
         """A step begins."""
         self._forget()
+        if self._refresh_source is not None:
+            self._refresh_source()
         self._done = []
         self._active = True
 
@@ -77,6 +80,8 @@ class RecordingMemory:
         """What is read from now on is the guest's memory as it is from now on."""
         if not self._active:
             return
+        if self._refresh_source is not None:
+            self._refresh_source()
         last = self._last
         for number, page, _ in self._changed:
             if page is None:

@@ -92,6 +92,6 @@ def _memory(scheme: str, target: str | None) -> MemoryReader:
             "for an exact view",
             printable(str(guest.info.name)),
         )
-    guest.monitor.close()  # memory needs none, and others may want to talk to the guest
+    guest.leave_monitor()  # others may want to talk to the guest
     memory: MemoryReader = guest.memory
     return memory

@@ -27,9 +27,9 @@ class GuestInfo:
     """One running QEMU process, as its command line describes it."""
 
     pid: int
-    """Of the QEMU process, on this host."""
+    """Of the QEMU process, on this host; 0 if it cannot be seen from here (another pid namespace)."""
     uid: int
-    """Who runs it."""
+    """Who runs it; -1 if that is not known."""
     name: str
     """``-name``, or ``qemu-PID`` where there is none."""
     monitors: tuple[str, ...]
@@ -268,6 +268,17 @@ def _resolve_socket(target: str, guests: Sequence[GuestInfo]) -> GuestInfo:
     for guest in guests:
         if guest.pid == owner:
             return _with_monitors(guest, (absolute, *guest.monitors))
+    if owner is not None:  # whether that is QEMU, its monitor tells
+        return GuestInfo(
+            pid=0,
+            uid=-1,
+            name=os.path.basename(absolute),
+            monitors=(absolute,),
+            memory=0,
+            accel="unknown",
+            binary="",
+            vcpus=0,
+        )
     raise NoTarget(f"No running QEMU guest has {path} as its monitor; `pse vms` lists the running guests.")
 
 

@@ -8,29 +8,34 @@ import re
 import select
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from types import TracebackType
 
 from live.adapters.qemu import discover
+from live.adapters.qemu.gdbstub.memory import StubMemory, open_stub_memory
 from live.adapters.qemu.memory import MappedMemory, ProcessMemory, open_memory
 from live.adapters.qemu.monitor import Monitor, connect
 from live.adapters.qemu.pause import Pause
-from live.core.errors import GuestGone, NoTarget, TargetError
+from live.core.errors import GuestGone, NoTarget, NotPermitted, TargetError
 from live.core.traps import VcpuIndex
 
 _REGISTER = re.compile(r"\b([A-Z][A-Z0-9]{1,4}) *= *([0-9a-f]+)((?: [0-9a-f]+)*)")
 _GENERAL = re.compile(r"r[abcd]x|r[sd]i|r[bsi]p|r\d{1,2}|cr[0-8]|efer")
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")
 
-QemuMemory = MappedMemory | ProcessMemory
+QemuMemory = MappedMemory | ProcessMemory | StubMemory
 
 
 class QemuGuest:
-    """An attached guest; a context manager.  Attaching and reading never stop the guest."""
+    """An attached guest; a context manager.
+
+    Attaching and reading do not stop the guest, unless its memory can be had through the gdb stub only.
+    """
 
     def __init__(
         self, info: discover.GuestInfo, monitor: Monitor, memory: QemuMemory, pidfd: int, pause: Pause
     ) -> None:
-        """Use `attach`.  Owns all of them."""
+        """Use `attach`.  Owns all of them; ``pidfd`` is -1 where QEMU's process cannot be seen."""
         self.info = info
         self.monitor = monitor
         self.memory = memory
@@ -46,9 +51,14 @@ class QemuGuest:
         return tuple(VcpuIndex(int(number)) for number in re.findall(r"CPU #(\d+):", text))
 
     def alive(self) -> bool:
-        """Whether the QEMU process still runs.  No system call but one poll."""
+        """Whether the QEMU process still runs.  No system call but one poll, if the process can be seen."""
         if self._closed:
             return False
+        if self._pidfd < 0:
+            try:
+                return bool(self.monitor.status())
+            except GuestGone:
+                return False
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
         return not poller.poll(0)
@@ -71,11 +81,15 @@ class QemuGuest:
         """
         return self._pause.standing(limit)
 
+    def leave_monitor(self) -> None:
+        """Leave the monitor to others, where memory is read without it; nothing but memory works then."""
+        if not isinstance(self.memory, StubMemory):
+            self.monitor.close()
+
     def gone(self) -> GuestGone:
         """The error to raise when this guest has ended."""
-        return GuestGone(
-            f"The guest {self.info.name} (QEMU pid {self.info.pid}) has ended; start it to watch again."
-        )
+        process = f" (QEMU pid {self.info.pid})" if self.info.pid else ""
+        return GuestGone(f"The guest {self.info.name}{process} has ended; start it to watch again.")
 
     def events(self) -> list[str]:
         """Monitor events since the last call (``RESET``, ``SHUTDOWN``, ``STOP``, ...); none over HMP."""
@@ -134,18 +148,37 @@ def attach(target: str | None = None, *, allow_mapping: bool = True) -> QemuGues
     with contextlib.ExitStack() as opened:
         monitor = _first_free(info)
         opened.callback(monitor.close)
-        try:
-            pidfd = os.pidfd_open(info.pid)
-        except ProcessLookupError:
-            raise GuestGone(f"The QEMU process {info.pid} has ended; start the guest again.") from None
-        opened.callback(os.close, pidfd)
+        pidfd = -1
+        if info.pid:
+            try:
+                pidfd = os.pidfd_open(info.pid)
+            except ProcessLookupError:
+                raise GuestGone(f"The QEMU process {info.pid} has ended; start the guest again.") from None
+            opened.callback(os.close, pidfd)
+        else:
+            info = replace(info, name=monitor.hmp("info name").strip() or info.name)
         pause = Pause(monitor)
         opened.callback(pause.close)
-        memory = open_memory(monitor, info.pid, allow_mapping=allow_mapping)
+        memory = _open_memory(monitor, info, pause, allow_mapping=allow_mapping)
         opened.callback(memory.close)
         guest = QemuGuest(info, monitor, memory, pidfd, pause)
         opened.pop_all()
     return guest
+
+
+def _open_memory(
+    monitor: Monitor, info: discover.GuestInfo, pause: Pause, *, allow_mapping: bool
+) -> QemuMemory:
+    """The best reader: the gdb stub if the operating system does not let us read QEMU's process."""
+    if not info.pid:
+        return open_stub_memory(monitor, info, pause, "its process cannot be seen from here")
+    try:
+        return open_memory(monitor, info.pid, allow_mapping=allow_mapping)
+    except NotPermitted as refused:
+        try:
+            return open_stub_memory(monitor, info, pause, f"the memory of process {info.pid} may not be read")
+        except TargetError as error:
+            raise NotPermitted(f"{refused} Nor can it be had through the gdb stub: {error}") from None
 
 
 def _first_free(info: discover.GuestInfo) -> Monitor:

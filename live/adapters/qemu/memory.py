@@ -10,6 +10,7 @@ Theory of operation
   read-only mapping without swap behind it; holes stay that mapping and read as zeros.
 * `ProcessMemory`: RAM is private to QEMU.  /proc/PID/mem is read at the addresses found; a copy for each
   read.
+* `live.adapters.qemu.gdbstub.memory.StubMemory`, where the operating system allows neither.
 
 Warts: a Python `mmap` object owns the stretch, so that it cannot be unmapped under a view that is still in
 use; it goes with the last view.  Both readers hold a descriptor that pins the file or the process's address
@@ -61,14 +62,8 @@ def locate(monitor: Monitor) -> list[HostSegment]:
 
     Raises `TargetError` when the answers do not fit together (a machine type that this does not know).
     """
-    ranges = layout.main_memory(
-        layout.parse_flat_view(monitor.hmp("info mtree -f")),
-        layout.parse_backends(monitor.hmp("info memdev")),
-    )
     segments = []
-    for one in ranges:
-        if one.length < PAGE_SIZE:
-            continue
+    for one in ram(monitor):
         first = layout.parse_hva(monitor.hmp(f"gpa2hva {one.start:#x}"))
         last = layout.parse_hva(monitor.hmp(f"gpa2hva {one.start + one.length - 1:#x}"))
         if first is None or last is None or last - first != one.length - 1:
@@ -76,36 +71,60 @@ def locate(monitor: Monitor) -> list[HostSegment]:
                 f"QEMU does not have the guest's RAM at {one.start:#x} in one piece; report it."
             )
         segments.append(HostSegment(start=one.start, length=one.length, hva=first))
+    return segments
+
+
+def ram(monitor: Monitor) -> list[Segment]:
+    """Ask the monitor which guest-physical addresses are RAM.  Does not stop the guest.
+
+    Raises `TargetError` if there is none.
+    """
+    ranges = layout.main_memory(
+        layout.parse_flat_view(monitor.hmp("info mtree -f")),
+        layout.parse_backends(monitor.hmp("info memdev")),
+    )
+    segments = [Segment(start=one.start, length=one.length) for one in ranges if one.length >= PAGE_SIZE]
     if not segments:
         raise TargetError("QEMU reports no guest RAM (info mtree -f); is this a system emulator for x86-64?")
     return segments
 
 
-class _Segments:
-    """The part that both readers share: which gpa is RAM."""
+class Segments:
+    """The part that all readers share: which gpa is RAM."""
 
-    def __init__(self, segments: Sequence[HostSegment]) -> None:
-        self.host_segments = tuple(segments)
-        self.segments = tuple(Segment(start=one.start, length=one.length) for one in segments)
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        """``segments``: ascending, not overlapping; at least one."""
+        self.segments = tuple(segments)
         self._starts = [one.start for one in segments]
 
-    def find(self, gpa: int, length: int) -> HostSegment:
-        """The segment that holds all of ``length`` bytes; raises `MemoryFault` with the first that is not."""
+    def find(self, gpa: int, length: int) -> int:
+        """Number of the segment that holds all of ``length`` bytes.
+
+        Raises `MemoryFault` with the first that is not in RAM.
+        """
         index = bisect.bisect_right(self._starts, gpa) - 1
-        one = self.host_segments[max(index, 0)]
+        one = self.segments[max(index, 0)]
         if index < 0 or gpa >= one.end:
             raise MemoryFault(gpa)
         if gpa + length > one.end:
             raise MemoryFault(one.end)
-        return one
+        return index
+
+
+class _HostSegments(Segments):
+    """The part that both readers of QEMU's process share: where it has guest RAM."""
+
+    def __init__(self, segments: Sequence[HostSegment]) -> None:
+        super().__init__([Segment(start=one.start, length=one.length) for one in segments])
+        self.host_segments = tuple(segments)
 
     def hva(self, gpa: int, length: int = 1) -> int:
         """Address in QEMU's process of guest RAM.  Raises `MemoryFault`."""
-        one = self.find(gpa, length)
+        one = self.host_segments[self.find(gpa, length)]
         return one.hva + gpa - one.start
 
 
-class MappedMemory(_Segments):
+class MappedMemory(_HostSegments):
     """Guest RAM mapped from its backing file; every read is a view, without a copy."""
 
     def __init__(
@@ -166,7 +185,7 @@ class MappedMemory(_Segments):
                 space.close()
 
 
-class ProcessMemory(_Segments):
+class ProcessMemory(_HostSegments):
     """Guest RAM read through /proc/PID/mem: works with any QEMU that is already running."""
 
     flat: memoryview | None = None
@@ -212,10 +231,7 @@ class ProcessMemory(_Segments):
             os.close(descriptor)
 
 
-QemuMemory = MappedMemory | ProcessMemory
-
-
-def open_memory(monitor: Monitor, pid: int, *, allow_mapping: bool = True) -> QemuMemory:
+def open_memory(monitor: Monitor, pid: int, *, allow_mapping: bool = True) -> MappedMemory | ProcessMemory:
     """The best reader for the guest of process ``pid``; its ``description`` says which it is and why.
 
     Raises `NotPermitted`, `GuestGone`, `TargetError`.

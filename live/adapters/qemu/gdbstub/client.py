@@ -35,7 +35,7 @@ class GdbClient:
         self._decoder = Decoder()
         self._packets: deque[bytes] = deque()
         self.running = False
-        self.socket = _connect(path)
+        self.socket = connect(path)
         try:
             self.send(b"qSupported:xmlRegisters=i386")
             while not self.receive(TIMEOUT).startswith(b"PacketSize"):
@@ -157,7 +157,8 @@ class GdbClient:
         self.socket.close()
 
 
-def _connect(path: str) -> socket.socket:
+def connect(path: str) -> socket.socket:
+    """A socket to the stub at a path, or ``HOST:PORT``.  Raises `NoTarget`, `NotPermitted`."""
     host, _, port = path.rpartition(":")
     unix = "/" in path
     connection = socket.socket(socket.AF_UNIX if unix else socket.AF_INET, socket.SOCK_STREAM)

@@ -6,10 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
+import struct
 import tempfile
+from typing import Protocol
 
-from live.adapters.qemu.guest import QemuGuest
-from live.core.errors import GuestGone, PseError, TargetError
+from live.adapters.qemu.discover import GuestInfo
+from live.adapters.qemu.gdbstub.client import TIMEOUT, connect
+from live.adapters.qemu.monitor import Monitor
+from live.core.errors import GuestGone, NotPermitted, PseError, TargetError
 
 _PREFIX = "pse-gdb-"
 _SOCKET = "stub"
@@ -19,17 +24,30 @@ _LISTED = re.compile(r"^gdb: filename=(.*)$", re.MULTILINE)
 _ADDRESS = re.compile(r"disconnected:(?:unix:([^,]+)|tcp:([^,]+:\d+)),")
 
 
+class _Guest(Protocol):
+    info: GuestInfo
+    monitor: Monitor
+
+
+def _listed(monitor: Monitor, name: str) -> re.Match[str] | None:
+    """The guest's stub in ``info chardev``, if it has one.  Raises `TargetError` if it is being used."""
+    listed = _LISTED.search(monitor.hmp("info chardev"))
+    if listed and not listed[1].startswith("disconnected:"):
+        raise TargetError(f"The gdb stub of {name} is in use, by a debugger or another watcher; end that.")
+    if listed and ",server" not in listed[1]:
+        # One that had called somebody, who was killed: nobody can use it, and QEMU starts no other beside it.
+        monitor.hmp("gdbserver none")
+        return None
+    return listed
+
+
 class StubServer:
     """A stub that we started, or found idle (``-gdb``); `close` ends it if it is ours."""
 
-    def __init__(self, guest: QemuGuest) -> None:
+    def __init__(self, guest: _Guest) -> None:
         """Start it.  Raises `TargetError` if a debugger is using the guest's stub, or QEMU refuses."""
         self._guest = guest
-        listed = _LISTED.search(guest.monitor.hmp("info chardev"))
-        if listed and not listed[1].startswith("disconnected:"):
-            raise TargetError(
-                f"The gdb stub of {guest.info.name} is in use, by a debugger or another watcher; end that."
-            )
+        listed = _listed(guest.monitor, guest.info.name)
         self._directory: str | None = None
         found = _ADDRESS.match(listed[1]) if listed else None
         if found and (left := _left_behind(found[1])):  # by a watcher that was killed
@@ -59,6 +77,74 @@ class StubServer:
         with contextlib.suppress(PseError, GuestGone):
             self._guest.monitor.hmp("gdbserver none")
         _remove(self._directory)
+
+
+class StubConnection:
+    """A stub that QEMU has connected to a socket of ours; or a connection to the idle one of ``-gdb``.
+
+    QEMU calls us, because the socket that it makes to be called on may belong to a user that we are not: it
+    is his alone to write to.  Nothing is left in the file system, however we end.
+    """
+
+    def __init__(self, monitor: Monitor, info: GuestInfo) -> None:
+        """Connect, which stops the guest.
+
+        Raises `TargetError` if a debugger is using the guest's stub or QEMU refuses, `NotPermitted`.
+        """
+        self._monitor, self._started = monitor, False
+        listed = _listed(monitor, info.name)
+        found = _ADDRESS.match(listed[1]) if listed else None
+        if found and _left_behind(found[1]) is None:
+            self.socket = connect(found[1] or found[2])
+            return
+        directory = tempfile.mkdtemp(prefix=_PREFIX)
+        path = os.path.join(directory, _SOCKET)
+        try:
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path)
+                if info.uid not in (0, -1, os.geteuid()):
+                    os.chmod(path, 0o666)  # for QEMU's user; whoever else calls is sent away below
+                    os.chmod(directory, 0o711)
+                listener.settimeout(TIMEOUT)
+                listener.listen(1)
+                answer = monitor.hmp(f"gdbserver unix:{path}")
+                self._started = True
+                self.socket = _accept(listener, info.uid, answer.strip())
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            _remove(directory)
+
+    def _end(self) -> None:
+        started, self._started = self._started, False
+        if started:
+            with contextlib.suppress(PseError):
+                self._monitor.hmp("gdbserver none")
+
+    def close(self) -> None:
+        """Hang up, and end the stub if we started it.  The guest runs on, or stands, as before."""
+        self.socket.close()
+        self._end()
+
+
+def _accept(listener: socket.socket, uid: int, answer: str) -> socket.socket:
+    """QEMU's call.  ``uid`` is its user, -1 if unknown; ``answer`` is what the monitor said."""
+    try:
+        connection, _ = listener.accept()
+    except TimeoutError:
+        raise TargetError(
+            f"QEMU does not connect its gdb stub to us ({answer or 'no reason'}): it may be confined, or not "
+            f"see {tempfile.gettempdir()}; set TMPDIR to a directory that both can reach."
+        ) from None
+    caller = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    if uid != -1 and caller not in (uid, 0):
+        connection.close()
+        raise NotPermitted(
+            f"Somebody else (uid {caller}) took the place of QEMU's gdb stub; set TMPDIR to a directory of "
+            "yours."
+        )
+    return connection
 
 
 def _left_behind(path: str | None) -> str | None:
