@@ -17,12 +17,13 @@ import pytest
 
 from live.adapters.qemu import attach, guest
 from live.adapters.qemu.gdbstub.memory import StubMemory
+from live.adapters.recording import open_recording
 from live.core.errors import MemoryFault, NotPermitted, TargetError
 from live.session import Session
 from tests.guest.fixtures import Boot
 from tests.guest.guest import Guest
 from tests.test_tasks import ours, rows, settled
-from tests.watch import environment
+from tests.watch import environment, pse
 
 REFUSED = "The memory of QEMU may not be read."
 NOBODY = (
@@ -244,4 +245,26 @@ def test_killed_or_hanging_in_a_stop(boot: Boot, how: signal.Signals) -> None:
         except TargetError:  # the guardian may still be on its way out
             if time.monotonic() > deadline:
                 raise
+    assert leftovers(lab) == []
+
+
+def test_a_guest_in_another_pid_namespace_is_recorded_and_replayed(boot: Boot, tmp_path: Path) -> None:
+    """Its process is not in our /proc; keyframes are read in one pause, pages are what a replay reads."""
+    lab = boot(ram="private", memory=256)
+    elsewhere = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    shown = pse("ps", str(lab.monitor), prefix=elsewhere)
+    assert shown.returncode == 0, shown.stderr
+    job = lab.start(["sh", "-c", "sleep 4; exit 4"])
+    options = ("--mode", "poll", "--keyframe-start", "--duration", "20", "--json")
+    made = pse("record", str(lab.monitor), "-o", str(tmp_path / "run.pse"), *options, prefix=elsewhere)
+    assert made.returncode == 0, made.stderr
+    job.wait(check=False)
+    events = [json.loads(line) for line in made.stdout.splitlines()]
+    (end,) = [d for d in events if d["process"]["pid"] == job.wait_pid() and d["event"]["type"] == ["end"]]
+    assert end["process"]["exit_code"] == 4
+    replayed = pse("replay", str(tmp_path / "run.pse"), "--json")
+    assert (replayed.returncode, replayed.stdout) == (0, made.stdout)
+    with open_recording(tmp_path / "run.pse") as recording:
+        assert [step.still for step in recording.steps() if step.kind == "frame"] == [True]
+    assert running(lab)
     assert leftovers(lab) == []
