@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -39,8 +40,11 @@ def trappable(spec):
             yield guest
 
 
-def record(guest, path, *options, work=WORK, settle=0.7):
-    """Record while the guest works; returns (its JSON lines, what it said)."""
+def record(guest, path, *options, work=WORK, settle=0.7, stopped=0.0):
+    """Record while the guest works; returns (its JSON lines, what it said).
+
+    The recorder is stopped (SIGSTOP) for the first ``stopped`` seconds of the work.
+    """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [*PSE, "record", str(guest.monitor), "-o", str(path), "--json", *options],
@@ -56,6 +60,9 @@ def record(guest, path, *options, work=WORK, settle=0.7):
                     raise AssertionError(errors.read())
                 time.sleep(0.05)
             time.sleep(settle)
+            if stopped:
+                process.send_signal(signal.SIGSTOP)
+                threading.Timer(stopped, process.send_signal, (signal.SIGCONT,)).start()
             for command in work:
                 guest.start(list(command) if not isinstance(command, str) else command).wait(60, check=False)
             time.sleep(settle)

@@ -1,0 +1,46 @@
+"""Bugs that were found on real guests do not come back: each trace is replayed, and tells its story."""
+
+import pytest
+
+from live import ecs
+from live.adapters.recording import open_recording
+from live.core.events import StartReason
+from live.recording.replay import Replay
+from tests.recording.traces import BUGS, LIMIT, TRACES, golden, since_attach, story
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_trace_gives_its_events_again_byte_for_byte(name):
+    path, trace = TRACES / f"{name}.pse", BUGS[name]
+    with open_recording(path) as recording:
+        head = recording.header
+        replay = Replay(recording)
+        replayed = [event for _, event in replay.events()]
+        recorded = [one.event for one in recording.events()]
+
+        def lines(events):
+            return [ecs.line(event, head.system, host=head.target, mode=head.mode) for event in events]
+
+        assert (replay.differences, replay.first) == (0, None)
+        assert lines(replayed) == lines(recorded)
+    new = [event for event in replayed if getattr(event, "reason", None) is not StartReason.RUNNING]
+    assert story(new) == trace.story, trace.wrong
+    assert new[-1].occasion.missed == trace.missed
+    assert head.mode == trace.mode
+    assert golden(since_attach(path)) == (TRACES / f"{name}.jsonl").read_text()
+
+
+def test_what_the_traces_were_made_to_show():
+    """What a line of a story does not say."""
+    (reaped,) = [e for e in since_attach(TRACES / "killed.pse") if getattr(e, "reason", None) == "signal"]
+    assert (reaped.status.code, reaped.status.signal, reaped.status.core) == (None, 9, False)
+    helper = [e for e in since_attach(TRACES / "usermode-helper.pse") if hasattr(e, "new") and e.old.kernel]
+    assert [(e.new.exe, len(e.new.args)) for e in helper] == [("/programs/true", 2)]
+    with open_recording(TRACES / "hold-ran-out.pse") as recording:
+        assert "resync" in {step.cause for step in recording.steps() if step.kind == "look"}
+
+
+def test_there_is_nothing_else_and_it_is_small():
+    files = sorted(TRACES.iterdir())
+    assert [path.name for path in files] == sorted(f"{n}.{s}" for n in BUGS for s in ("jsonl", "pse"))
+    assert sum(path.stat().st_size for path in files) <= LIMIT
