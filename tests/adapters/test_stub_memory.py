@@ -184,15 +184,18 @@ def test_an_unprivileged_user_sees_the_same(boot: Boot, public: Path, protocol: 
     assert len(seen ^ listed) <= 4, seen ^ listed  # kernel workers come and go
     assert running(lab)
     with subprocess.Popen(
-        [*command, "watch", str(path), "--mode", "poll", "--json", "--new", "--duration", "8"],
+        [*command, "watch", str(path), "--mode", "poll", "--json", "--new"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd="/",
     ) as watch:  # fmt: skip
-        time.sleep(3)
-        job = lab.start(["sh", "-c", "sleep 1; exit 3"])
-        job.wait(30, check=False)
+        assert watch.stderr is not None
+        said = watch.stderr.readline()  # attached: the first look is next
+        job = lab.start(["sh", "-c", "sleep 3; exit 3"])
+        job.wait(60, check=False)
+        time.sleep(2)
+        watch.send_signal(signal.SIGINT)
         out, errors = watch.communicate(timeout=60)
     assert watch.returncode == 0, errors
-    assert "memory read through QEMU's gdb stub (the memory of process" in errors
+    assert "memory read through QEMU's gdb stub (the memory of process" in said
     events = [json.loads(line) for line in out.splitlines()]
     mine = [d for d in events if d["process"]["pid"] == job.wait_pid()]
     assert [d["process"].get("exit_code") for d in mine if d["event"]["type"] == ["end"]][-1] == 3
