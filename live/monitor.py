@@ -60,7 +60,7 @@ class Monitor:
         try:
             self._watcher: Trapper | Poller
             if self._source:
-                self._watcher = Trapper(session, stepper, self._source, stepper.points.request)
+                self._watcher = Trapper(session, stepper, self._source, session.request(self._source))
                 self._lasting = stepper.points.lasting
             else:
                 self._watcher = Poller(session, stepper, interval)

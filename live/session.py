@@ -14,12 +14,14 @@ from types import TracebackType
 
 from live.adapters.hypervisor import adapter
 from live.adapters.qemu.modes import Choice
-from live.core.errors import GuestGone, MemoryFault, NoKernelFound, TargetError
+from live.core.errors import GuestGone, MemoryFault, NoKernelFound, SymbolsMissing, TargetError
 from live.core.memory import MemoryReader
+from live.core.traps import CodeHit, TrapRequest, TrapSource
 from live.introspect.details import ProcessReader
 from live.introspect.layout import SymbolTable
 from live.introspect.linux import KernelPlace, LinuxKernel
 from live.introspect.paging import PageTable
+from live.introspect.points import LifecyclePoints
 from live.introspect.system import System, read_system
 from symbols.cache import Cache
 from symbols.guest import Kernel, find_kernel, symbol_table
@@ -132,8 +134,15 @@ class Session:
         poll_only: str | None = getattr(self.guest.memory, "poll_only", None)
         if poll_only and mode not in ("auto", "poll"):
             raise TargetError(f"{mode} mode cannot be had: {poll_only}")
-        choice: Choice = self._adapter.choose(self.guest, "poll" if poll_only else mode)
+        ways: frozenset[type] = frozenset({CodeHit})
+        with contextlib.suppress(SymbolsMissing):  # said by whoever needs the points: `request`
+            ways = LifecyclePoints(self.kernel).ways
+        choice: Choice = self._adapter.choose(self.guest, "poll" if poll_only else mode, ways=ways)
         return replace(choice, skipped=(f"trapped: {poll_only}",)) if poll_only else choice
+
+    def request(self, source: TrapSource) -> TrapRequest:
+        """What ``source`` is to be armed with.  Raises `SymbolsMissing` if the kernel lacks a function."""
+        return LifecyclePoints(self.kernel).request(source.prefers)
 
     def close(self) -> None:
         """Let go of the guest; it runs on as if never watched."""

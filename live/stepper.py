@@ -11,7 +11,7 @@ from typing import Protocol
 
 from live.core.events import Event, Occasion
 from live.core.tracker import Counts, Tracker
-from live.core.traps import CodeHit, Trap
+from live.core.traps import Access, CodeHit, Trap
 from live.introspect.details import ProcessReader
 from live.introspect.linux import LinuxKernel
 from live.introspect.points import LifecyclePoints
@@ -45,7 +45,7 @@ class Stepper:
 
     @property
     def points(self) -> LifecyclePoints:
-        """What is to be trapped.  Raises `SymbolsMissing` if the kernel lacks a function."""
+        """What traps mean.  Raises `SymbolsMissing` if the kernel lacks a function."""
         if self._points is None:
             self._points = LifecyclePoints(self._kernel)
         return self._points
@@ -60,7 +60,7 @@ class Stepper:
 
     def trap(self, trap: Trap, time_ns: int, late_ns: int) -> list[Event]:
         """Take in a trap, while its vCPU is held.  ``late_ns``: ns since it was taken."""
-        if not isinstance(trap, CodeHit):
+        if not isinstance(trap, CodeHit | Access):
             return []
         reached = self.points.reached(trap)
         if reached is None:

@@ -14,8 +14,9 @@ ADAPTERS = MappingProxyType({"qemu": "live.adapters.qemu"})
 """Scheme -> package, imported when used.
 
 The package has ``attach(target)``, which takes a target (or None) and returns a guest: a context manager
-with ``memory``, ``info``, ``vcpus``, ``alive()``, ``paused()``, ``close()``; and ``choose(guest, mode)``,
-which returns a `live.adapters.qemu.modes.Choice` of how to be told of what happens in it.
+with ``memory``, ``info``, ``vcpus``, ``alive()``, ``paused()``, ``close()``; and
+``choose(guest, mode, *, ways)``, which returns a `live.adapters.qemu.modes.Choice` of how to be told of what
+happens in it.
 """
 
 

@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 A *trap* is one moment at which a vCPU did something that may matter: it is about to execute a
 system-call instruction, to load another page-table root, or the instruction at a code address.
-Every trap is taken **before** the instruction executes, so the guest's memory and registers are
+Every trap but `Access` is taken **before** the instruction executes, so the guest's memory and registers are
 those that the instruction will see.
 
 A source filters next to the vCPU.  What passes is either *recorded* (the guest runs on, the trap is
@@ -74,6 +74,20 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Watchpoint:
+    """An aligned 4-byte word of data, and the instructions whose access to it is a trap.
+
+    What a kernel function reads tells that it runs.  The vCPU is held *behind* the instruction.
+    """
+
+    word: GuestVirtual
+    behind: frozenset[GuestVirtual]
+    """Addresses behind those instructions: there a vCPU stands then."""
+    others: frozenset[GuestVirtual] = frozenset()
+    """The same of accesses that are no trap: what is known is not taken for something else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrapRequest:
     """What to trap.  The empty request traps nothing, and costs nothing."""
 
@@ -96,11 +110,8 @@ class TrapRequest:
     code_action: Action = Action.HOLD
     fenced: frozenset[GuestVirtual] = frozenset()
     """Those of `code` at which the vCPU need not stand; a source that has no fences holds it there, too."""
-    accesses: frozenset[GuestVirtual] = frozenset()
-    """Aligned 4-byte words of data, by virtual address; held *after* an instruction that touched one.
-
-    What a kernel function reads first tells that it runs; the cheapest trap of the gdb stub.
-    """
+    accesses: frozenset[Watchpoint] = frozenset()
+    """Words of data, always held.  A vCPU that has not moved since may be reported once more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +157,10 @@ class CodeHit(_Common):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access(_Common):
-    """A vCPU has just touched a word of `TrapRequest.accesses`; ``pc`` is *behind* that instruction."""
+    """A vCPU has just touched ``address``, a word of `TrapRequest.accesses`.
+
+    ``pc`` is *behind* that instruction, one of `Watchpoint.behind`.
+    """
 
     address: GuestVirtual
 
@@ -189,6 +203,10 @@ class TrapSource(Protocol):
     @property
     def supports(self) -> frozenset[type]:
         """Which of the `Trap` classes the source can deliver."""
+
+    @property
+    def prefers(self) -> type:
+        """Of `CodeHit` and `Access` the one that costs the guest less."""
 
     def arm(self, request: TrapRequest) -> None:
         """Replace what is trapped; in force when this returns.

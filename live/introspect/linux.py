@@ -50,7 +50,7 @@ PF_DUMPCORE = 0x0000_0200
 PF_SIGNALED = 0x0000_0400
 PF_KTHREAD = 0x0020_0000
 
-_SIGNAL_GROUP_EXIT = 0x4  # include/linux/sched/signal.h
+SIGNAL_GROUP_EXIT = 0x4  # include/linux/sched/signal.h
 MAX_TASKS = 1 << 18
 """A walk visits no more tasks than this; the largest guests run a few ten thousand."""
 _TRIES = 4
@@ -298,7 +298,7 @@ class LinuxKernel:
             self.cred(cred)[0],
             live,
             exit_state,
-            group_code if signal_flags & _SIGNAL_GROUP_EXIT else exit_code,
+            group_code if signal_flags & SIGNAL_GROUP_EXIT else exit_code,
             # kernel: a usermode helper is a kernel thread without PF_KTHREAD until it execs (since 5.19,
             # kernel commit 343f4c49f243); an exiting process has lost its mm, but is none.
             flags & PF_KTHREAD != 0 or (not mm and not flags & PF_EXITING),

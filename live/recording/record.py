@@ -69,7 +69,7 @@ class Recorder:
                     stepper, self._memory, self.writer, frames, hold, pausable=self._source is None
                 )
                 self._watcher = (
-                    Trapper(session, self.steps, self._source, stepper.points.request)
+                    Trapper(session, self.steps, self._source, session.request(self._source))
                     if self._source
                     else Poller(session, self.steps, interval)
                 )

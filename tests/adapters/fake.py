@@ -56,6 +56,10 @@ def asid_change(sequence: int, new_asid: int, *, moved: bool = False, **rest: An
     return AsidChange(new_asid=Asid(new_asid), moved=moved, **common(sequence, **rest))
 
 
+def access(sequence: int, pc: int, word: int, **rest: Any) -> Access:
+    return Access(address=GuestVirtual(word), **common(sequence, pc=pc, **rest))
+
+
 @dataclass
 class Faults:
     """What goes wrong, and when; set at any time."""
@@ -74,6 +78,7 @@ class FakeSource:
     description = "scripted traps"
     guarantee = "Every scripted trap that was asked for is delivered, in order."
     supports: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit, Access})
+    prefers: type = CodeHit
 
     def __init__(self, script: Iterable[Trap] = (), on_wait: Callable[[], None] | None = None) -> None:
         self.script: deque[Trap] = deque(script)
@@ -120,7 +125,7 @@ class FakeSource:
         if isinstance(trap, CodeHit):
             return trap.pc in request.code
         if isinstance(trap, Access):
-            return trap.address in request.accesses
+            return any(trap.address == one.word and trap.pc in one.behind for one in request.accesses)
         if isinstance(trap, Syscall):
             numbers = request.syscalls32 if trap.entry else request.syscalls
             return bool(request.every_syscall) or trap.number in numbers or trap.asid in request.pending

@@ -146,7 +146,7 @@ def test_modes(boot: Boot) -> None:
         second = choose(attached)
         assert (second.mode, second.source) == ("poll", None)
         assert second.skipped[0].startswith("plugin: The plugin at ")
-        assert second.skipped[1].startswith("gdbstub: under TCG it slows the guest down")
+        assert second.skipped[1].startswith("gdbstub: under TCG, and with breakpoints, ")
         second = choose(attached, "gdbstub")
         assert best.source is not None
         assert second.source is not None

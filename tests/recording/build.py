@@ -17,7 +17,7 @@ from live.stepper import Stepper
 from tests.introspect import synthetic
 
 SYSTEM = System(hostname="lab", release="9.9", boot_id="b" * 36, boot_id_known=True, boot_ns=10**18)
-FUNCTIONS = {point.functions[0]: 0x2000 + 16 * i for i, point in enumerate(POINTS)}
+FUNCTIONS = {point.function: 0x2000 + 16 * i for i, point in enumerate(POINTS)}
 FORK, EXEC, DEATH = FUNCTIONS
 NOW = 1_700_000_000_000_000_000
 

@@ -8,7 +8,7 @@ from live.adapters.qemu.gdbstub.source import GdbSource
 from live.adapters.qemu.guest import QemuGuest
 from live.adapters.qemu.plugin.source import PluginSource
 from live.core.errors import TargetError
-from live.core.traps import TrapSource
+from live.core.traps import Access, CodeHit, TrapSource
 
 MODES = ("plugin", "gdbstub", "poll")
 """Best first."""
@@ -33,26 +33,31 @@ class Choice:
     """A sentence for each better mode that could not be had."""
 
 
-def choose(guest: QemuGuest, mode: str = AUTO, hold: float = 1.0) -> Choice:
+def choose(
+    guest: QemuGuest, mode: str = AUTO, hold: float = 1.0, ways: frozenset[type] = frozenset({CodeHit})
+) -> Choice:
     """Open the best source that works, or the one asked for.  The caller closes ``source``.
 
-    ``hold`` is the limit in seconds of a vCPU's wait.  Raises `TargetError` when the mode asked for cannot be
-    had, with what to do about it; ``auto`` ends at poll, which always works.
+    ``hold`` is the limit in seconds of a vCPU's wait; ``ways`` are the classes of traps by which all that is
+    wanted can be had, each by itself.  Raises `TargetError` when the mode asked for cannot be had, with what
+    to do about it; ``auto`` ends at poll, which always works.
     """
     wanted: tuple[str, ...] = MODES if mode == AUTO else (mode,)
+    # Under TCG each stop at a breakpoint makes QEMU translate the guest anew; one at a watchpoint does not.
+    watch = guest.info.accel == "tcg" and Access in ways
     skipped: list[str] = []
     for one in wanted:
         if one == "poll":
             break
-        if one == "gdbstub" and mode == AUTO and guest.info.accel == "tcg":
-            # The stub's breakpoints make QEMU translate the guest anew, at each trap: what the user
-            # did not ask for must not slow the guest down so much.
+        if one == "gdbstub" and mode == AUTO and guest.info.accel == "tcg" and not watch:
+            # What the user did not ask for must not slow the guest down so much.
             skipped.append(
-                "gdbstub: under TCG it slows the guest down a lot; ask for it with --mode gdbstub."
+                "gdbstub: under TCG, and with breakpoints, as this guest would need, it slows the guest down "
+                "a lot; ask for it with --mode gdbstub."
             )
             continue
         try:
-            source = _open(guest, one, hold)
+            source = _open(guest, one, hold, watch)
         except TargetError as error:
             if mode != AUTO:
                 raise
@@ -74,9 +79,9 @@ def choose(guest: QemuGuest, mode: str = AUTO, hold: float = 1.0) -> Choice:
     )
 
 
-def _open(guest: QemuGuest, mode: str, hold: float) -> TrapSource:
+def _open(guest: QemuGuest, mode: str, hold: float, watch: bool) -> TrapSource:
     if mode == "gdbstub":
-        return GdbSource(guest, hold)
+        return GdbSource(guest, hold, watch=watch)
     if mode != "plugin":
         raise TargetError(f"There is no mode {mode!r}; use one of {', '.join(MODES)}, or {AUTO}.")
     if guest.info.accel != "tcg":

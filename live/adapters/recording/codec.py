@@ -26,7 +26,7 @@ from live.core.events import (
     StartReason,
 )
 from live.core.memory import Asid, GuestVirtual
-from live.core.traps import AsidChange, CodeHit, Entry, Syscall, Trap, VcpuIndex
+from live.core.traps import Access, AsidChange, CodeHit, Entry, Syscall, Trap, VcpuIndex
 
 Json = dict[str, Any]
 Parser = Callable[[Any], Any]
@@ -181,7 +181,12 @@ def decode_event(value: Any) -> Event:
     )
 
 
-_TRAPS: Mapping[str, type[Trap]] = {"asid": AsidChange, "syscall": Syscall, "code": CodeHit}
+_TRAPS: Mapping[str, type[Trap]] = {
+    "asid": AsidChange,
+    "syscall": Syscall,
+    "code": CodeHit,
+    "access": Access,
+}
 _KINDS = {kind: name for name, kind in _TRAPS.items()}
 
 
@@ -218,6 +223,7 @@ _OF_KIND: Mapping[str, Parser] = {
         Syscall, {**_COMMON, "number": _integer, "entry": lambda value: Entry(_integer(value))}
     ),
     "code": _record(CodeHit, _COMMON),
+    "access": _record(Access, {**_COMMON, "address": lambda value: GuestVirtual(_integer(value))}),
 }
 
 

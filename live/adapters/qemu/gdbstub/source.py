@@ -2,8 +2,9 @@
 
 Theory of operation
 -------------------
-A breakpoint stops every vCPU; one round trip reads the registers of the one that hit, a second one the bytes
-at its pc.  To go on, the instruction under the breakpoint has to be passed once without it:
+A stop is of every vCPU; one round trip reads the registers of the one that hit.
+
+A breakpoint stops before its instruction, which has to be passed once without it to go on:
 
 * most kernel functions begin with a no-op (``endbr64``, or the five bytes that ftrace left): it is skipped by
   setting rip behind it, in the same message that lets the guest run.  Nothing is removed, nothing can be
@@ -12,14 +13,14 @@ at its pc.  To go on, the instruction under the breakpoint has to be passed once
   either.  TCG steps over a breakpoint as if it were not there; elsewhere it is removed before and set again
   after the step.
 
-Under TCG each hit costs the guest far more than our round trips: QEMU throws its translation cache away
-(gdb_vm_state_change), and the guest has to translate anew what it runs, which takes tens of milliseconds.
-KVM has no such cache.  A watchpoint has neither that price nor anything to step over, because it stops behind
-the access: where a function reads some global word first, watching that word is the better trap.
-
 A second vCPU that hit at the same moment has its pc still at its breakpoint: it hits again when the guest
-runs.  Not so behind a watchpoint: QEMU reports the last vCPU only, and the other's access is done and
-lost.  `pse` itself arms no watchpoints.
+runs.
+
+A watchpoint stops behind the access; there is nothing to pass.  Under TCG it is by far the better trap: at
+each other stop QEMU throws its translation cache away (gdb_vm_state_change), and the guest has to translate
+anew what it runs, which takes tens of milliseconds.  What a watchpoint costs there is a slower access to the
+page of its word, and a stop at accesses that are not meant, which are let go at once.  A second vCPU that hit
+at the same moment is found by where it stands (hits.py); its trap is delivered before the guest runs.
 
 The hold limit is kept by a thread, and by the guardian process if we hang or die (guardian.py).
 
@@ -33,10 +34,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from functools import partial
 
 from live.adapters.qemu.gdbstub.client import GdbClient
 from live.adapters.qemu.gdbstub.guard import Guard
+from live.adapters.qemu.gdbstub.hits import Hit, Places
 from live.adapters.qemu.gdbstub.server import StubServer
 from live.adapters.qemu.gdbstub.target import WANTED, Stop, decode_registers
 from live.adapters.qemu.guest import QemuGuest
@@ -65,35 +68,42 @@ def nop_length(code: bytes) -> int:
 
 
 class GdbSource:
-    """Code addresses trapped by breakpoints; the whole guest stands while a trap is held."""
+    """Code and data addresses, trapped by the stub; the whole guest stands while a trap is held."""
 
     mode = "gdbstub"
     supports: frozenset[type] = frozenset({CodeHit, Access})
 
-    def __init__(self, guest: QemuGuest, hold: float = DEFAULT_HOLD, *, hardware: bool = False) -> None:
+    def __init__(
+        self, guest: QemuGuest, hold: float = DEFAULT_HOLD, *, hardware: bool = False, watch: bool = False
+    ) -> None:
         """Start the stub and connect; the guest stands for a moment.
 
-        ``hardware`` asks for hardware breakpoints (Z1: four at most, KVM).  Raises `TargetError`,
-        `GuestGone`.
+        ``hardware`` asks for hardware breakpoints (Z1: four at most, KVM), ``watch`` for watchpoints where
+        what is wanted can be had by them.  Raises `TargetError`, `GuestGone`.
         """
         if guest.paused():
             raise TargetError(f"The guest {guest.info.name} is paused; resume it, then watch it.")
-        what = "hardware" if hardware else "software"
-        self.description = f"gdb stub of {guest.info.name}, {what} breakpoints"
+        what = "watchpoints" if watch else f"{'hardware' if hardware else 'software'} breakpoints"
+        self.description = f"gdb stub of {guest.info.name}, {what}"
+        when = "as it reads its first word" if watch else "before its first instruction"
         self.guarantee = (
-            "Every execution of a trapped kernel function is seen, before its first instruction; the whole "
-            "guest stands during each."
+            f"Every execution of a trapped kernel function is seen, {when}; "
+            "the whole guest stands during each."
         )
+        self.prefers: type = Access if watch else CodeHit
         self._kind = b"1" if hardware else b"0"
         self._remove_to_step = guest.info.accel != "tcg"
         self._limit = hold
         self._delivered = self._timeouts = self._sequence = self._held_ns = 0
         self._first_bytes: dict[int, bytes] = {}
-        self._watched: set[int] = set()
-        self._held: tuple[int, int, bytes | None, int] | None = None
-        """Sequence, thread, code under the breakpoint (None for a watchpoint), pc."""
-        self._waiting: Stop | None = None
-        self._held_since = 0.0
+        self._places = Places()
+        self._pending: deque[Hit] = deque()
+        """What has hit in this stop and was not delivered yet."""
+        self._held: tuple[int, Hit, bytes] | None = None
+        """Sequence, what is held, code under the breakpoint."""
+        self._since = 0.0
+        self._marked: set[int] = set()
+        """Threads on which QEMU may still keep the mark of a hit that it has not reported."""
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._guest, self._foreign = guest, False
@@ -121,9 +131,9 @@ class GdbSource:
         return TrapCounters(delivered=self._delivered, hold_timeouts=self._timeouts, held_ns=self._held_ns)
 
     def arm(self, request: TrapRequest) -> None:
-        """Set and remove breakpoints; in force when this returns, also while a trap is held.
+        """Set and remove breakpoints and watchpoints; in force when this returns, also while a trap is held.
 
-        Raises `TargetError` for traps that are no code addresses, and where QEMU refuses a breakpoint.
+        Raises `TargetError` for what is neither, and where QEMU refuses.
         """
         if request != TrapRequest(
             code=request.code,
@@ -139,32 +149,34 @@ class GdbSource:
             self._check()
             if self._foreign:
                 self._regain(0)
-            add, remove = sorted(wanted - self._first_bytes.keys()), sorted(self._first_bytes.keys() - wanted)
-            if not add and not remove and request.accesses == self._watched:
+            if wanted == self._first_bytes.keys() and request.accesses == self._places.watchpoints:
                 return
             was_running = self._client.running
             if was_running:
-                self._waiting = self._client.interrupt() or self._waiting
+                self._stopped(self._client.interrupt())
             try:
-                for address in remove:
+                for address in sorted(self._first_bytes.keys() - wanted):
                     self._client.request(b"z%b,%x,1" % (self._kind, address))
                     del self._first_bytes[address]
-                for address in add:
+                for address in sorted(wanted - self._first_bytes.keys()):
                     self._insert(address)
-                for address in self._watched - request.accesses:
-                    self._client.request(b"z4,%x,4" % address)
-                    self._watched.discard(address)
-                for address in sorted(request.accesses - self._watched):
-                    self._require(self._client.request(b"Z4,%x,4" % address), address)
-                    self._watched.add(address)
+                self._arm_words(Places(request.accesses))
             finally:
-                if was_running and self._waiting is None:
-                    self._client.resume()
+                if was_running and not self._pending:
+                    self._let_go()
 
     def _insert(self, address: int) -> None:
         code, answer = self._client.requests(b"m%x,1" % address, b"Z%b,%x,1" % (self._kind, address))
         self._require(code if code[:1] == b"E" else answer, address)
         self._first_bytes[address] = bytes.fromhex(code.decode())
+
+    def _arm_words(self, places: Places) -> None:
+        before, self._places = self._places, Places()
+        for address in sorted(before.words - places.words):
+            self._client.request(b"z4,%x,4" % address)
+        for address in sorted(places.words - before.words):
+            self._require(self._client.request(b"Z4,%x,4" % address), address)
+        self._places = places
 
     @staticmethod
     def _require(answer: bytes, address: int) -> None:
@@ -192,64 +204,109 @@ class GdbSource:
     def _next(self, timeout: float) -> Trap | None:
         if self._held is not None:
             return None
-        if self._foreign and not self._regain(timeout):
-            return None
-        stop, self._waiting = self._waiting, None
-        if stop is None:
-            stop = self._client.wait_stop(timeout)
-        if stop is None:
-            return None
-        if stop.signal != _TRAP_SIGNAL:
-            self._foreign = True
-            return None
-        return self._trap(stop)
+        if not self._pending:
+            if self._foreign and not self._regain(timeout):
+                return None
+            if self._client.running:
+                stop = self._client.wait_stop(timeout)
+                if stop is None:
+                    return None
+                self._foreign = stop.signal != _TRAP_SIGNAL
+                self._stopped(stop)
+        return self._deliver()
 
     def _regain(self, timeout: float) -> bool:
-        """After a pause by somebody else: whether the guest runs again, and tells us of its stops."""
+        """After a pause by somebody else: whether the guest is ours again, and QEMU tells us of its stops."""
         status = self._guest.status()
         if status == "running":
             # QEMU has reported the pause, and reports no other stop until it is asked to run again.
             self._client.running = True
-            self._waiting = self._client.interrupt(acknowledge=True)
-            if self._waiting is None:
-                self._client.resume()
-        elif status == "debug":  # a hit that was not reported: let it hit again
-            self._client.resume()
+            stop = self._client.interrupt(acknowledge=True)
+        elif status == "debug":  # a hit that was not reported: a breakpoint will be hit again
+            stop = None
         else:
             time.sleep(min(timeout, 0.05))
             return False
         self._foreign = False
+        self._stopped(stop)
+        if not self._pending:
+            self._let_go()
         return True
 
-    def _trap(self, stop: Stop) -> Trap | None:
-        thread = max(stop.thread, 1)
-        now = time.monotonic()
-        self._guard.stopped(self._limit)
+    def _stopped(self, stop: Stop | None) -> None:
+        """The guest stands: find out who has hit.  ``stop`` None: QEMU reports no hit."""
+        if not self._foreign:
+            self._guard.stopped(self._limit)
+        self._since = time.monotonic()
+        reported = max(stop.thread, 1) if stop is not None and stop.signal == _TRAP_SIGNAL else 0
+        others: list[int] = []
+        if self._places.words:
+            others = [vcpu + 1 for vcpu in self._guest.vcpus if vcpu + 1 != reported]
+        rip = b"p%x" % self._client.registers["rip"].number
+        asked = [(b"Hg%x" % reported, b"g")] if reported else []
+        asked += [(b"Hg%x" % thread, rip) for thread in others]
+        answers = self._client.requests(*[each for pair in asked for each in pair])[1::2] if asked else []
+        if reported:
+            registers = decode_registers(self._layout, answers.pop(0))
+            self._marked.discard(reported)
+            pc = registers.get("rip", 0)
+            word = self._places.word(pc)
+            if word is not None or pc in self._first_bytes:
+                self._pending.append(Hit(reported, registers, word))
+        for thread, answer in zip(others, answers, strict=True):
+            if self._places.touched(_number(answer)):
+                self._marked.add(thread)
+                self._take(thread)
+        if not self._foreign:
+            self._unmark()
+
+    def _take(self, thread: int) -> None:
+        """A vCPU that has hit unreported."""
         _, answer = self._client.requests(b"Hg%x" % thread, b"g")
         registers = decode_registers(self._layout, answer)
-        pc, cr3 = registers.get("rip", 0), registers.get("cr3", 0)
-        if pc not in self._first_bytes and stop.watch not in self._watched:  # removed since it was hit
-            self._guard.running()
-            self._client.resume()
-            return None
-        original = None
-        if stop.watch is None:
-            code = self._client.request(b"m%x,%x" % (pc, _LONGEST))
-            original = b"" if code[:1] == b"E" else self._first_bytes[pc] + bytes.fromhex(code.decode())[1:]
+        word = self._places.word(registers.get("rip", 0))
+        if word is not None:
+            self._pending.append(Hit(thread, registers, word))
+
+    def _unmark(self) -> None:
+        """Make QEMU forget hits that it has not reported; each step is one instruction of that vCPU."""
+        while self._marked:
+            self._client.step(self._marked.pop())
+
+    def _deliver(self) -> Trap | None:
+        """The next of what has hit, held; None, and the guest runs, if there is none."""
+        while self._pending:
+            hit = self._pending.popleft()
+            code = b""
+            if hit.word is None:
+                if hit.pc not in self._first_bytes:  # removed since it was hit
+                    continue
+                answer = self._client.request(b"m%x,%x" % (hit.pc, _LONGEST))
+                if answer[:1] != b"E":
+                    code = self._first_bytes[hit.pc] + bytes.fromhex(answer.decode())[1:]
+            elif self._places.word(hit.pc) is None:
+                continue
+            return self._hold(hit, code)
+        self._let_go()
+        return None
+
+    def _hold(self, hit: Hit, code: bytes) -> Trap:
+        self._guard.stopped(self._limit)
+        self._since = time.monotonic()
         self._sequence += 1
         self._delivered += 1
-        self._held = (self._sequence, thread, original, pc)
-        self._held_since = now
-        kind = CodeHit if stop.watch is None else partial(Access, address=GuestVirtual(stop.watch))
+        self._held = (self._sequence, hit, code)
+        cr3 = hit.registers.get("cr3", 0)
+        kind = CodeHit if hit.word is None else partial(Access, address=GuestVirtual(hit.word))
         return kind(
-            vcpu=VcpuIndex(thread - 1),
+            vcpu=VcpuIndex(hit.thread - 1),
             asid=asid_of(cr3),
             cr3=cr3,
-            pc=GuestVirtual(pc),
+            pc=GuestVirtual(hit.pc),
             sequence=self._sequence,
-            time_ns=int(now * 1e9),
+            time_ns=int(self._since * 1e9),
             held=True,
-            registers=registers,
+            registers=hit.registers,
         )
 
     def resume(self, trap: Trap) -> None:
@@ -260,31 +317,40 @@ class GdbSource:
                 self._go_on()
 
     def _go_on(self) -> None:
-        assert self._held is not None
-        _, thread, code, pc = self._held
-        self._held = None
-        self._pass(thread, code, pc)
+        """The held trap is done with; the guest runs, unless another vCPU has hit in the same stop."""
+        before: tuple[bytes, ...] = ()
+        if self._held is not None:
+            _, hit, code = self._held
+            self._held = None
+            before = self._past(hit, code)
+        if self._pending:
+            if before:
+                self._client.requests(*before)
+        else:
+            self._let_go(*before)
+
+    def _let_go(self, *before: bytes) -> None:
+        """Let the guest run, requests first; unless somebody else has paused it."""
+        if not self._foreign:
+            self._client.resume(*before)
         self._guard.running()
         self._held_ns += int((time.monotonic() - self._held_since) * 1e9)
 
-    def _pass(self, thread: int, code: bytes | None, pc: int) -> None:
-        """Let the guest run, past the instruction under the breakpoint if it stands at one."""
-        if code is None or pc not in self._first_bytes:
-            self._client.resume()
-            return
+    def _past(self, hit: Hit, code: bytes) -> tuple[bytes, ...]:
+        """Bring a vCPU past the instruction under its breakpoint; what it takes that was not sent yet."""
+        if hit.word is not None or hit.pc not in self._first_bytes:
+            return ()
         length = nop_length(code)
         if length:
-            rip = (pc + length).to_bytes(8, "little").hex().encode()
-            number = self._client.registers["rip"].number
-            self._client.resume(b"Hg%x" % thread, b"P%x=%b" % (number, rip))
-            return
-        place = b"%b,%x,1" % (self._kind, pc)
+            rip = (hit.pc + length).to_bytes(8, "little").hex().encode()
+            return b"Hg%x" % hit.thread, b"P%x=%b" % (self._client.registers["rip"].number, rip)
+        place = b"%b,%x,1" % (self._kind, hit.pc)
         if self._remove_to_step:
             self._client.request(b"z" + place)
-        self._client.step(thread)
+        self._client.step(hit.thread)
         if self._remove_to_step:
             self._client.request(b"Z" + place)
-        self._client.resume()
+        return ()
 
     def _check(self) -> None:
         if self._closed.is_set():
@@ -292,14 +358,20 @@ class GdbSource:
         if self._guard.taken():
             raise TargetError("A hold lasted far too long and the guest was let go; attach again.")
 
+    def _overdue(self) -> bool:
+        standing = self._held is not None or bool(self._pending)
+        return standing and time.monotonic() - self._since >= self._limit
+
     def _watch(self) -> None:
         """Keep the hold limit."""
         while not self._closed.wait(min(0.1, self._limit / 4)):
-            if self._held is None or time.monotonic() - self._held_since < self._limit:
+            if not self._overdue():
                 continue
             with self._lock, contextlib.suppress(GuestGone, TargetError):
-                if self._held is not None and time.monotonic() - self._held_since >= self._limit:
-                    self._timeouts += 1
+                if self._overdue():
+                    # What has hit in the same stop cannot be told any more what it stands for.
+                    self._timeouts += (self._held is not None) + len(self._pending)
+                    self._pending.clear()
                     self._go_on()
 
     def close(self) -> None:
@@ -312,6 +384,16 @@ class GdbSource:
             with contextlib.suppress(TargetError, GuestGone):
                 if self._foreign:
                     self._regain(0)
+                if self._client.running and self._places.words:
+                    self._stopped(self._client.interrupt())
             self._guard.dismiss()
             self._client.detach()
             self._server.close()
+
+
+def _number(answer: bytes) -> int:
+    """The value of one register, little-endian hexadecimal; 0 where the stub has none to tell."""
+    try:
+        return int.from_bytes(bytes.fromhex(answer.decode("ascii")), "little")
+    except ValueError:
+        return 0

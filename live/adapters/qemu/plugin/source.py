@@ -48,6 +48,7 @@ class PluginSource:
 
     mode = "plugin"
     supports: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit})
+    prefers: type = CodeHit
     guarantee = (
         "Every trap is seen before its instruction executes, on every vCPU; traps that are held are never "
         "dropped, and a vCPU is held no longer than the limit."
