@@ -79,7 +79,7 @@ def measure(guest: Guest, mode: str, commands: Sequence[list[str]], *, fences: b
         source = session.choose(mode).source
         assert source is not None
         try:
-            request = stepper.points.request
+            request = session.request(source)
             source.arm(replace(request, fenced=stepper.points.lasting) if fences else request)
             stepper.look(time.time_ns(), "attach")
             for command in commands:

@@ -57,7 +57,6 @@ PANDA = {
     "shell loop": "3.5",
 }
 RATED = "vfs_write"
-WATCHED = "proc_event_num_listeners"
 PROCESS_CALLS = "56,57,58,59,60,231,322,435"
 MODES = {
     "poll": "pse watch --mode poll",
@@ -65,8 +64,7 @@ MODES = {
     "plugin": "pse watch --mode plugin",
     "plugin calls": "process system calls by number, held",
     "plugin asid": "every asid change recorded",
-    "gdb watch": "gdbstub, watchpoint on proc_event_num_listeners",
-    "gdbstub": "pse watch --mode gdbstub; one round only",
+    "gdbstub": "pse watch --mode gdbstub",
 }
 WATCHES = ("poll", "plugin", "gdbstub")
 
@@ -79,7 +77,7 @@ def look(memory: memoryview | None, until: int) -> None:
             bytes(memory[at : at + 4096])
 
 
-def reader(pid: str, mode: str, code: str, access: str) -> None:
+def reader(pid: str, mode: str, code: str) -> None:
     """The watcher's process: says that it is ready, then reads until its stdin closes."""
     import select
 
@@ -89,7 +87,6 @@ def reader(pid: str, mode: str, code: str, access: str) -> None:
         assert source is not None
         source.arm(
             {
-                "gdb watch": TrapRequest(accesses=frozenset({GuestVirtual(int(access))})),
                 "plugin calls": TrapRequest(syscalls=frozenset(map(int, PROCESS_CALLS.split(",")))),
                 "plugin asid": TrapRequest(asid_changes=Action.RECORD),
             }.get(mode, TrapRequest(code=frozenset({GuestVirtual(int(code))})))
@@ -158,7 +155,7 @@ def _pse_watch(guest: Guest, mode: str, watch: Watch) -> Iterator[None]:
 @contextlib.contextmanager
 def _reader(guest: Guest, mode: str, addresses: dict[str, int], watch: Watch) -> Iterator[None]:
     command = [sys.executable, "-m", "tests.bench.overhead", "reader", str(guest.pid), mode]
-    command += [str(addresses.get(name, 0)) for name in (RATED, WATCHED)]
+    command.append(str(addresses.get(RATED, 0)))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -180,7 +177,7 @@ def cpu_seconds(pid: int) -> float:
 
 def addresses_of(guest: Guest) -> dict[str, int]:
     """Where the guest has what we trap."""
-    pattern = f" [tTbBdD] ({RATED}|{WATCHED})$"
+    pattern = f" [tT] {RATED}$"
     lines = guest.run(["grep", "-E", pattern, "/proc/kallsyms"]).output.splitlines()
     return {line.split()[2]: int(line.split()[0], 16) for line in lines}
 
@@ -209,14 +206,12 @@ def measure(plain: Guest, watched: Guest, rounds: int, modes: list[str]) -> None
     for name, command in WORKLOADS.items():
         results: dict[str, list[tuple[float, float]]] = defaultdict(list)
         seen: dict[str, Watch] = {}
-        for number in range(rounds):
+        for _ in range(rounds):
             base = timed(plain, command)
             results["plain"].append(base)
             for mode in modes:
-                if mode == "gdbstub" and number:
-                    continue
                 with watching(watched, mode, addresses) as watch:
-                    got = timed(watched, command, warm=mode != "gdbstub")
+                    got = timed(watched, command)
                 seen[mode] = watch
                 results[mode].append((got[0] / base[0], got[1]))
         wall = statistics.median(one for one, _ in results["plain"])
@@ -276,6 +271,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["reader"]:
-        reader(*sys.argv[2:6])
+        reader(*sys.argv[2:5])
     else:
         main(sys.argv[1:])
