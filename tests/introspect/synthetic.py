@@ -56,6 +56,7 @@ TYPES = {
         "nsproxy": (152, _P),
         "thread_pid": (160, _P),
         "cgroups": (168, _P),
+        "__state": (176, _U32),
     },
     "signal_struct": {
         "live": (4, "atomic_t"),
