@@ -140,16 +140,19 @@ class Trapper:
         yield
 
     def _handle(self, trap: Trap, deliver: Deliver) -> None:
+        news = True
         try:
             if self._in_time(trap):
                 self._resynchronise(deliver)
-                for event in self._steps.trap(trap, time.time_ns(), time.monotonic_ns() - trap.time_ns):
+                events = self._steps.trap(trap, time.time_ns(), time.monotonic_ns() - trap.time_ns)
+                news = bool(events)
+                for event in events:
                     deliver(event)
             else:
                 self.cost.late += 1
                 self._resync = True
         finally:
-            self._source.resume(trap)
+            self._source.resume(trap, news=news)
         self.cost.traps += 1
         self.cost.held_ns = self._source.counters.held_ns
 

@@ -220,8 +220,11 @@ class TrapSource(Protocol):
         Raises `GuestGone` when the hypervisor went away.
         """
 
-    def resume(self, trap: Trap) -> None:
-        """Let the vCPU of a held trap go on; nothing for one that is not held (any more)."""
+    def resume(self, trap: Trap, *, news: bool = True) -> None:
+        """Let the vCPU of a held trap go on; nothing for one that is not held (any more).
+
+        ``news`` False: the reader learnt nothing from it, as from a vCPU that is reported once more.
+        """
 
     def close(self) -> None:
         """Let go of every vCPU, remove every trap, detach.  The guest runs on as if never watched."""

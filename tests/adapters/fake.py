@@ -131,7 +131,7 @@ class FakeSource:
             return bool(request.every_syscall) or trap.number in numbers or trap.asid in request.pending
         return bool(request.asid_changes) or (trap.moved and bool(request.words))
 
-    def resume(self, trap: Trap) -> None:
+    def resume(self, trap: Trap, *, news: bool = True) -> None:
         self.calls.append(("resume", trap.sequence))
         if self.held.get(trap.vcpu) == trap.sequence:
             del self.held[trap.vcpu]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from live.adapters.qemu.gdbstub.nops import nop_length
 from live.adapters.qemu.gdbstub.packets import (
     MAX_PACKET,
     Corrupt,
@@ -17,7 +18,6 @@ from live.adapters.qemu.gdbstub.packets import (
     encode,
     expand,
 )
-from live.adapters.qemu.gdbstub.source import nop_length
 from live.adapters.qemu.gdbstub.target import Register, Stop, decode_registers, parse_stop, parse_target
 
 STREAM = b"+$OK#9a-xx$E01#a6%Stop:T05#99$T05thread:01;#07$bad#00$0* #7a+"

@@ -56,12 +56,12 @@ def since_armed(stub):
     return stub.log[stub.log.index("c", stub.log.index(f"Z4,{EXECS:x},4")) :]
 
 
-def take(source, count):
+def take(source, count, *, news=True):
     traps = []
     for _ in range(count):
         trap = source.wait(5)
         traps.append(trap)
-        source.resume(trap)
+        source.resume(trap, news=news)
     return [(type(trap), trap.vcpu, trap.pc, trap.address, trap.registers["rdi"]) for trap in traps]
 
 
@@ -119,6 +119,42 @@ def test_where_the_one_reported_is_let_go_the_other_is_not_lost(opened):
     both = Run(at={1: FORK, 2: UNMEANT}, hit={1: FORKS, 2: EXECS}, reported=2)
     stub, source = opened([both])
     assert take(source, 1) == [(Access, 0, FORK, FORKS, 1)]
+    assert stub.marks == {}
+
+
+@pytest.mark.parametrize("news", [True, False])
+def test_a_vcpu_that_has_not_moved_is_not_stepped(opened, news):
+    """It is reported once more. If that is no news its hit was taken before, and it has no mark."""
+    script = [
+        Run(at={1: FORK}, hit={1: FORKS}, reported=1),
+        Run(at={2: EXEC}, hit={2: EXECS}, reported=2),
+    ]
+    stub, source = opened(script)
+    take(source, 2)
+    assert take(source, 1, news=news) == [(Access, 0, FORK, FORKS, 1)]
+    assert since_armed(stub) == ["c", "c", *(["vCont;s:1"] if news else []), "c"]
+    assert stub.flushes == news
+
+
+def test_a_vcpu_that_has_not_moved_behind_what_is_not_meant_is_not_stepped(opened):
+    script = [
+        Run(at={1: UNMEANT}, hit={1: EXECS}, reported=1),
+        Run(at={2: EXEC}, hit={2: EXECS}, reported=2),
+    ]
+    stub, source = opened(script)
+    assert [pc for _, _, pc, _, _ in take(source, 1)] == [EXEC]
+    assert since_armed(stub) == ["c"] * 3
+    assert stub.flushes == 0
+
+
+def test_a_vcpu_that_has_moved_is_stepped_though_it_was_no_news(opened):
+    script = [
+        Run(at={1: FORK}, hit={1: FORKS}, reported=1),
+        Run(at={1: EXEC, 2: EXEC}, hit={1: EXECS, 2: EXECS}, reported=2),
+    ]
+    stub, source = opened(script)
+    take(source, 3, news=False)
+    assert since_armed(stub) == ["c", "c", "vCont;s:1", "c"]
     assert stub.marks == {}
 
 

@@ -10,7 +10,9 @@ QEMU stops every vCPU when one hits, and names one.  Another vCPU may have hit o
   meanwhile it reports no other.  Where it stands says it all: behind an access that is known, it has hit.
   The mark has to go; a step of that vCPU alone takes it away.
 
-A vCPU that has not moved since its hit was taken stands there too, and is found once more.
+A vCPU that has not moved since its hit was taken stands there too, and is found once more.  It has no mark,
+and its step would cost the guest its translations.  All its registers are the same then; but so they may be
+in a loop that forks or execs.  What tells the two apart is whether the trap is news to the reader.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ class Hit:
     registers: Mapping[str, int]
     word: int | None = None
     """What it has touched; None: it is at a breakpoint."""
+    same: bool = False
+    """It is as it was when it last hit, register by register, and QEMU does not report it."""
 
     @property
     def pc(self) -> int:

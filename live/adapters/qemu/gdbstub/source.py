@@ -40,6 +40,7 @@ from functools import partial
 from live.adapters.qemu.gdbstub.client import GdbClient
 from live.adapters.qemu.gdbstub.guard import Guard
 from live.adapters.qemu.gdbstub.hits import Hit, Places
+from live.adapters.qemu.gdbstub.nops import LONGEST, nop_length
 from live.adapters.qemu.gdbstub.server import StubServer
 from live.adapters.qemu.gdbstub.target import WANTED, Stop, decode_registers
 from live.adapters.qemu.guest import QemuGuest
@@ -49,22 +50,6 @@ from live.core.traps import Access, CodeHit, Trap, TrapCounters, TrapRequest, Vc
 
 DEFAULT_HOLD = 1.0
 _TRAP_SIGNAL = 5
-_NOPS = (
-    (b"\xf3\x0f\x1e\xfa", 4),  # endbr64
-    (b"\x0f\x1f\x44\x00\x00", 5),  # what ftrace makes of a call to __fentry__
-    (b"\x66\x0f\x1f\x00", 4),  # what the kernel makes of endbr64 where it is not needed
-    (b"\x0f\x1f\x40\xd6", 4),  # the same, with a mark (from 6.15)
-    (b"\x90", 1),
-)
-_LONGEST = 5
-
-
-def nop_length(code: bytes) -> int:
-    """Length of the no-op that ``code`` begins with, 0 if there is none."""
-    for pattern, length in _NOPS:
-        if code.startswith(pattern):
-            return length
-    return 0
 
 
 class GdbSource:
@@ -104,6 +89,8 @@ class GdbSource:
         self._since = 0.0
         self._marked: set[int] = set()
         """Threads on which QEMU may still keep the mark of a hit that it has not reported."""
+        self._last: dict[int, bytes] = {}
+        """Thread -> all its registers when it last hit, as the stub sent them."""
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._guest, self._foreign = guest, False
@@ -154,6 +141,8 @@ class GdbSource:
             was_running = self._client.running
             if was_running:
                 self._stopped(self._client.interrupt())
+            if not self._foreign:
+                self._unmark()  # a mark points to its watchpoint
             try:
                 for address in sorted(self._first_bytes.keys() - wanted):
                     self._client.request(b"z%b,%x,1" % (self._kind, address))
@@ -247,7 +236,8 @@ class GdbSource:
         asked += [(b"Hg%x" % thread, rip) for thread in others]
         answers = self._client.requests(*[each for pair in asked for each in pair])[1::2] if asked else []
         if reported:
-            registers = decode_registers(self._layout, answers.pop(0))
+            self._last[reported] = answers.pop(0)
+            registers = decode_registers(self._layout, self._last[reported])
             self._marked.discard(reported)
             pc = registers.get("rip", 0)
             word = self._places.word(pc)
@@ -255,18 +245,19 @@ class GdbSource:
                 self._pending.append(Hit(reported, registers, word))
         for thread, answer in zip(others, answers, strict=True):
             if self._places.touched(_number(answer)):
-                self._marked.add(thread)
                 self._take(thread)
-        if not self._foreign:
-            self._unmark()
 
     def _take(self, thread: int) -> None:
-        """A vCPU that has hit unreported."""
+        """A vCPU that has hit unreported, or has not moved since it was last found to have hit."""
         _, answer = self._client.requests(b"Hg%x" % thread, b"g")
+        same = self._last.get(thread) == answer
+        self._last[thread] = answer
         registers = decode_registers(self._layout, answer)
         word = self._places.word(registers.get("rip", 0))
+        if word is not None or not same:
+            self._marked.add(thread)
         if word is not None:
-            self._pending.append(Hit(thread, registers, word))
+            self._pending.append(Hit(thread, registers, word, same))
 
     def _unmark(self) -> None:
         """Make QEMU forget hits that it has not reported; each step is one instruction of that vCPU."""
@@ -281,7 +272,7 @@ class GdbSource:
             if hit.word is None:
                 if hit.pc not in self._first_bytes:  # removed since it was hit
                     continue
-                answer = self._client.request(b"m%x,%x" % (hit.pc, _LONGEST))
+                answer = self._client.request(b"m%x,%x" % (hit.pc, LONGEST))
                 if answer[:1] != b"E":
                     code = self._first_bytes[hit.pc] + bytes.fromhex(answer.decode())[1:]
             elif self._places.word(hit.pc) is None:
@@ -309,11 +300,13 @@ class GdbSource:
             registers=hit.registers,
         )
 
-    def resume(self, trap: Trap) -> None:
+    def resume(self, trap: Trap, *, news: bool = True) -> None:
         """See `live.core.traps.TrapSource.resume`."""
         with self._lock:
             if self._held is not None and self._held[0] == trap.sequence:
                 self._check()
+                if self._held[1].same and not news:
+                    self._marked.discard(self._held[1].thread)  # it has not moved: it was reported before
                 self._go_on()
 
     def _go_on(self) -> None:
@@ -332,6 +325,11 @@ class GdbSource:
     def _let_go(self, *before: bytes) -> None:
         """Let the guest run, requests first; unless somebody else has paused it."""
         if not self._foreign:
+            if self._marked:
+                if before:
+                    self._client.requests(*before)
+                    before = ()
+                self._unmark()
             self._client.resume(*before)
         self._guard.running()
         self._held_ns += int((time.monotonic() - self._held_since) * 1e9)
@@ -386,6 +384,8 @@ class GdbSource:
                     self._regain(0)
                 if self._client.running and self._places.words:
                     self._stopped(self._client.interrupt())
+                if not self._foreign:
+                    self._unmark()
             self._guard.dismiss()
             self._client.detach()
             self._server.close()

@@ -193,7 +193,7 @@ class PluginSource:
         while head() == self._tail and time.monotonic_ns() < self._eager_until:
             self._poll.poll(0)  # lets other threads of ours run; time.sleep(0) takes 80 us
 
-    def resume(self, trap: Trap) -> None:
+    def resume(self, trap: Trap, *, news: bool = True) -> None:
         """See `live.core.traps.TrapSource.resume`."""
         sequence, fenced = self._held.get(trap.vcpu, (None, False))
         if sequence != trap.sequence:
