@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from tests.guest.workloads import Workload, workloads
 PTI_MODEL = "Skylake-Client"
 """A CPU model that Linux believes to be vulnerable to Meltdown."""
 
-PROCESSES = {"plugin": 10_000, "gdbstub": 1_000, "poll": 1_000}
+PROCESSES = {"plugin": 10_000, "gdbstub": 2_000, "poll": 1_000}
 QUICK = {"plugin": 300, "gdbstub": 100, "poll": 100}
 
 
@@ -121,10 +120,10 @@ def _stress(argv: tuple[str, ...], row: str, timeout: int, *, nobody: bool) -> W
 def chunks(case: Case, processes: int, *, with_stress: bool) -> Iterator[list[Work]]:
     """Portions, without end: the guest's trace buffer holds one.  The caller stops when it has enough."""
     n = max(2, min(135, processes // 40))
-    for number in itertools.count():
+    if with_stress:
+        yield stress(max(5, min(n, 100)), timeout=30)
+    while True:
         yield known(case.kernel, n)
-        if with_stress and not number:
-            yield stress(max(5, min(n, 100)), timeout=30)
 
 
 def all_cases(kernels: list[str], modes: list[str], cpus: list[int], pti: list[bool]) -> list[Case]:
