@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("auto", "plugin", "gdbstub", "poll"),
         default="auto",
         help="how to notice what happens: plugin and gdbstub trap every event, poll looks at intervals "
-        "(default: auto, the best that the guest offers, in this order; gdbstub under TCG only if asked for)",
+        "(default: auto, the best that the guest offers, in this order)",
     )
     watch.add_argument(
         "--interval",

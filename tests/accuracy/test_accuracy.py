@@ -39,7 +39,18 @@ def test_plugin_mode_is_exact_on_many_cpus_and_with_pti(spec):
     assert outcome.missed == 0
 
 
-def test_gdbstub_mode_is_exact(boot):
-    outcome = measure(boot(), "gdbstub", [["fork-exec", "5"], ["exec-thread", "3"], ["killed", "3"]])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        GuestSpec(kernel="5.10", cpus=2),
+        GuestSpec(kernel="6.12", cpu_model="Skylake-Client"),
+        GuestSpec(kernel="7.2", cpus=4),
+        GuestSpec(qemu="7.2"),
+    ],
+    ids=["5.10 2cpus", "6.12 pti", "7.2 4cpus", "old qemu"],
+)
+def test_gdbstub_mode_is_exact(boot, spec):
+    outcome = measure(boot(spec), "gdbstub", every_workload(spec.kernel, 3))
     assert outcome.score.exact, str(outcome.score)
     assert outcome.missed == 0
+    assert outcome.processes > 300

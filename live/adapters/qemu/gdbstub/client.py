@@ -4,8 +4,8 @@ QEMU's stub (gdbstub/gdbstub.c) has these habits, which all of this builds on:
 
 * a byte that arrives while the guest runs stops it and is lost; so nothing is sent then but 0x03;
 * it takes the start of a new packet for the acknowledgement of its last one; so we send none;
-* ``?`` removes every breakpoint, whoever set it: what a watcher that crashed left behind is gone after
-  connecting;
+* ``?`` removes every breakpoint and watchpoint, whoever set it: what a watcher that crashed left behind is
+  gone after connecting;
 * a stop is of all vCPUs; ``T05`` names the one that hit.
 """
 
