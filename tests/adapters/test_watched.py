@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
-from live.core.events import ProcessEnd, ProcessExec
+from live.adapters.qemu.gdbstub.source import GdbSource
+from live.core.events import Event, ProcessEnd, ProcessExec, ProcessStart, StartReason
 from live.core.traps import Access, CodeHit
 from live.monitor import Monitor
 from live.session import Session
+from live.stepper import Stepper
+from live.watchers import Trapper
 from tests.guest.fixtures import Boot
 from tests.guest.guest import Guest
 
@@ -57,3 +61,27 @@ def test_every_kernel_of_the_lab_can_be_watched_so(boot: Boot, kernel: str) -> N
     assert CodeHit in choice.source.supports
     assert len(with_words.accesses) == 3
     assert not with_words.code
+
+
+def test_breakpoints_give_the_same_events(boot: Boot) -> None:
+    """What is used under KVM, and where a kernel cannot be watched."""
+    guest = boot(cpus=2)
+    events: list[Event] = []
+    with Session(str(guest.monitor)) as session:
+        source = GdbSource(session.guest, watch=False)
+        stepper = Stepper(session.kernel, session.processes)
+        watcher = Trapper(session, stepper, source, session.request(source))
+        steps = watcher.run(time.monotonic() + 30, events.append)
+        next(steps)
+        job = guest.start(["/programs/fork-exec", "3"])
+        while job.running:
+            next(steps)
+        steps.close()
+        source.close()
+    kinds = [type(event) for event in events]
+    forks = [one for one in events if isinstance(one, ProcessStart) and one.reason is StartReason.FORK]
+    assert (len(forks), kinds.count(ProcessExec)) == (4, 4)
+    ended = [one for one in events if isinstance(one, ProcessEnd) and one.status is not None]
+    assert [one.status.code for one in ended if one.status] == [0] * 4
+    assert {one.occasion.trigger for one in forks} == {"wake_up_new_task"}
+    assert stepper.counts.missed == 0

@@ -26,7 +26,9 @@ The hold limit is kept by a thread, and by the guardian process if we hang or di
 
 Warts: a pause by somebody else (monitor ``stop``) looks like any stop: it is left alone, and after their
 ``cont`` the guest is stopped for a moment and let go, for QEMU reports one stop for each time that it is
-asked to run.  A guest that is paused when we attach is refused, because detaching would start it.
+asked to run.  A guest that is paused when we attach is refused, because detaching would start it.  If we are
+killed within a stop in which two vCPUs have hit, the one that was not reported stops once more for the next
+watcher, who lets it go.
 """
 
 from __future__ import annotations
