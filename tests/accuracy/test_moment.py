@@ -115,7 +115,7 @@ def test_behind_a_fence_the_guest_makes_no_system_call():
                         seen.append((event.process.pid, event.process.args))
                 source.resume(trap)
 
-        source.arm(replace(stepper.points.request, fenced=stepper.points.lasting))
+        source.arm(replace(session.request(source), fenced=stepper.points.lasting))
         stepper.look(0, "attach")
         thread = threading.Thread(target=watch)
         thread.start()

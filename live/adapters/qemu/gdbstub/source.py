@@ -130,9 +130,7 @@ class GdbSource:
             fenced=request.fenced,
             accesses=request.accesses,
         ):
-            raise TargetError(
-                "The gdb stub traps code and data addresses only; use plugin mode for the rest."
-            )
+            raise TargetError("The gdb stub traps code and data only; use plugin mode for the rest.")
         wanted = request.code if request.code_action else frozenset[GuestVirtual]()
         with self._lock:
             self._check()
@@ -318,6 +316,7 @@ class GdbSource:
             _, hit, code = self._held
             self._held = None
             before = self._past(hit, code)
+            self._held_ns += int((time.monotonic() - self._since) * 1e9)
         if self._pending:
             if before:
                 self._client.requests(*before)
@@ -334,7 +333,6 @@ class GdbSource:
                 self._unmark()
             self._client.resume(*before)
         self._guard.running()
-        self._held_ns += int((time.monotonic() - self._held_since) * 1e9)
 
     def _past(self, hit: Hit, code: bytes) -> tuple[bytes, ...]:
         """Bring a vCPU past the instruction under its breakpoint; what it takes that was not sent yet."""
