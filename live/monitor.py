@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 from live.core.events import Event, Process, ProcessEnd, ProcessExec, ProcessStart
-from live.core.memory import GuestVirtual
 from live.core.tracker import Counts
+from live.core.traps import Fence
 from live.session import Session
 from live.stepper import Stepper
 from live.watchers import Cost, Poller, Trapper
@@ -23,7 +23,7 @@ class Monitor:
     Callbacks are called at once, in trap modes while the vCPU is held: they may read the guest's
     memory as it is at that moment, and should be quick.  `events` hands the same events to a loop,
     a little later, with the guest running.  Without callbacks the guest runs on while a start is read
-    (`live.core.traps.TrapRequest.fenced`), which costs it less::
+    (`live.core.traps.TrapRequest.fences`), which costs it less::
 
         with Session() as session:
             monitor = Monitor(session)
@@ -56,12 +56,12 @@ class Monitor:
         """The mode, and why it is not a better one."""
         self.mode, self.guarantee = self.choice.mode, self.choice.guarantee
         self._source = self.choice.source
-        self._lasting: frozenset[GuestVirtual] = frozenset()
+        self._fences: frozenset[Fence] = frozenset()
         try:
             self._watcher: Trapper | Poller
             if self._source:
                 self._watcher = Trapper(session, stepper, self._source, session.request(self._source))
-                self._lasting = stepper.points.lasting
+                self._fences = stepper.points.fences
             else:
                 self._watcher = Poller(session, stepper, interval)
         except BaseException:
@@ -131,7 +131,7 @@ class Monitor:
         deadline = None if duration is None else time.monotonic() + duration
         ready: list[Event] = []
         if isinstance(self._watcher, Trapper) and not (self._start or self._exec or self._end):
-            self._watcher.request = replace(self._watcher.request, fenced=self._lasting)
+            self._watcher.request = replace(self._watcher.request, fences=self._fences)
 
         def deliver(event: Event) -> None:
             if self._wanted(event):

@@ -11,7 +11,7 @@ A source filters next to the vCPU.  What passes is either *recorded* (the guest 
 seen later) or *held* (the vCPU waits until `TrapSource.resume`, never longer than the hold limit, so
 that memory can be read as it is at that moment).  Only that vCPU waits, where the source can do it.
 
-A held code address may be *fenced*: the guest runs on, and no vCPU gets past its next system call, or its
+A held code address may have a *fence*: the guest runs on, and no vCPU gets past its next system call, or its
 next trapped code address, before `TrapSource.resume`.  So what only the kernel changes, on behalf of a
 system call or behind a trap, can be read meanwhile as if the vCPU stood, and the guest hardly ever waits.
 
@@ -88,6 +88,18 @@ class Watchpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """A code address at which the guest may run on, up to its next system call or trap.
+
+    Only if the quadword at ``offset`` bytes from what rdi points at can be read and is not 0; otherwise the
+    vCPU is held.
+    """
+
+    code: GuestVirtual
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrapRequest:
     """What to trap.  The empty request traps nothing, and costs nothing."""
 
@@ -108,8 +120,8 @@ class TrapRequest:
     code: frozenset[GuestVirtual] = frozenset()
     """Code addresses, trapped and held before the instruction there executes."""
     code_action: Action = Action.HOLD
-    fenced: frozenset[GuestVirtual] = frozenset()
-    """Those of `code` at which the vCPU need not stand; a source that has no fences holds it there, too."""
+    fences: frozenset[Fence] = frozenset()
+    """Where in `code` the vCPU need not stand; a source that has no fences holds it there, too."""
     accesses: frozenset[Watchpoint] = frozenset()
     """Words of data, always held.  A vCPU that has not moved since may be reported once more."""
 

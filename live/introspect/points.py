@@ -59,7 +59,7 @@ from typing import NamedTuple
 from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.memory import GuestVirtual
 from live.core.tasklist import Happening, Moment, Task
-from live.core.traps import Access, CodeHit, TrapRequest, Watchpoint
+from live.core.traps import Access, CodeHit, Fence, TrapRequest, Watchpoint
 from live.introspect.linux import SIGNAL_GROUP_EXIT, LinuxKernel
 from live.introspect.operands import behind_accesses
 from live.introspect.vcpu import VcpuTasks
@@ -203,9 +203,15 @@ class LifecyclePoints:
         return TrapRequest(code=self.addresses)
 
     @property
-    def lasting(self) -> frozenset[GuestVirtual]:
-        """Those of `addresses` at which the vCPU need not stand: a fence will do."""
-        return frozenset(GuestVirtual(at) for at, point in self._points.items() if point.lasting)
+    def fences(self) -> frozenset[Fence]:
+        """Those of `addresses` at which a task with an mm need not stand.
+
+        One without is the kernel's own, which makes no system call: it changes its name, and becomes a
+        process, as it likes.
+        """
+        mm = self._kernel.symbols.offset("task_struct", "mm")
+        lasting = [GuestVirtual(at) for at, point in self._points.items() if point.lasting]
+        return frozenset(Fence(code=at, offset=mm) for at in lasting)
 
     def reached(self, trap: CodeHit | Access) -> Reached | None:
         """What a trap of `request` means; None for another one, or an unreadable task."""

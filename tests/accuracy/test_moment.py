@@ -1,6 +1,6 @@
 """Start events come before the first system call of the new image, or of the new process.
 
-With callbacks the vCPU stands meanwhile; without, the guest runs on behind a fence (`TrapRequest.fenced`).
+With callbacks the vCPU stands meanwhile; without, the guest runs on behind a fence (`TrapRequest.fences`).
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def test_behind_a_fence_the_guest_makes_no_system_call():
                         seen.append((event.process.pid, event.process.args))
                 source.resume(trap)
 
-        source.arm(replace(session.request(source), fenced=stepper.points.lasting))
+        source.arm(replace(session.request(source), fences=stepper.points.fences))
         stepper.look(0, "attach")
         thread = threading.Thread(target=watch)
         thread.start()

@@ -15,7 +15,7 @@ from live.adapters.qemu.gdbstub.source import GdbSource
 from live.adapters.qemu.plugin.source import PluginSource
 from live.core.errors import GuestGone, TargetError
 from live.core.memory import GuestVirtual
-from live.core.traps import CodeHit, Trap, TrapRequest, TrapSource
+from live.core.traps import CodeHit, Fence, Trap, TrapRequest, TrapSource
 from tests.adapters import sockets
 from tests.adapters.fake import FakeSource, code_hit
 from tests.guest.fixtures import Boot
@@ -179,10 +179,15 @@ def test_closing_lets_a_held_guest_go_and_another_reader_can_come(bench: Bench) 
     again.close()
 
 
+def fence(code: GuestVirtual) -> Fence:
+    """At 32 bytes from its beginning a task_struct of 6.1 has a pointer to its stack."""
+    return Fence(code=code, offset=32)
+
+
 def test_nothing_passes_a_fence(bench: Bench) -> None:
     code = frozenset(bench.addresses.values())
-    fenced = code - {bench.addresses["taskstats_exit"]}
-    bench.source.arm(TrapRequest(code=code, fenced=fenced))
+    fences = frozenset(map(fence, code - {bench.addresses["taskstats_exit"]}))
+    bench.source.arm(TrapRequest(code=code, fences=fences))
     wait = bench.start(1)
     trap = bench.source.wait(5)
     assert trap is not None
@@ -199,7 +204,7 @@ def test_nothing_passes_a_fence(bench: Bench) -> None:
 @pytest.mark.parametrize("bench", ["plugin"], indirect=True)
 def test_a_fence_has_a_limit_and_traps_go_on(bench: Bench) -> None:
     fork = bench.addresses["wake_up_new_task"]
-    bench.source.arm(TrapRequest(code=frozenset({fork}), fenced=frozenset({fork})))
+    bench.source.arm(TrapRequest(code=frozenset({fork}), fences=frozenset({fence(fork)})))
     wait = bench.start(0)
     trap = bench.source.wait(5)
     assert trap is not None

@@ -10,7 +10,7 @@ import pytest
 from live.adapters.qemu.plugin import build, protocol
 from live.core.errors import TargetError
 from live.core.memory import Asid, GuestPhysical, GuestVirtual
-from live.core.traps import Action, AsidChange, CodeHit, Entry, Syscall, TrapRequest, Word, asid_of
+from live.core.traps import Action, AsidChange, CodeHit, Entry, Fence, Syscall, TrapRequest, Word, asid_of
 
 REGISTERS = list(range(100, 118))
 
@@ -38,14 +38,16 @@ def test_a_request_with_everything() -> None:
         pending=frozenset({Asid(0x4000), Asid(0x2000)}),
         words=(Word(gpa=GuestPhysical(0x1000)), Word(gpa=GuestPhysical(0x2004), size=4)),
         code=frozenset({GuestVirtual(0xFFFFFFFF81000010), GuestVirtual(0xFFFFFFFF81000000)}),
-        fenced=frozenset({GuestVirtual(0xFFFFFFFF81000010), GuestVirtual(0xFFFFFFFF82000000)}),
+        fences=frozenset(
+            Fence(code=GuestVirtual(code), offset=0x940) for code in (0xFFFFFFFF81000010, 0xFFFFFFFF82000000)
+        ),
     )
     message = protocol.encode_request(request, 250, lambda gpa, _: 0x7F0000000000 + gpa)
     bits = [0] * 32
     bits[0], bits[15], bits[16] = 1 | 1 << 59, 1 << 63, 1 << 11
     tail = [0x2000, 0x4000, 0x7F0000001000, 8, 0x7F0000002004, 4]
-    tail += [0xFFFFFFFF81000000, 0xFFFFFFFF81000010, 0xFFFFFFFF81000010]
-    assert message == struct.pack("<I4B6I41Q", 288 + 72, 1, 0, 2, 2, 250, 2, 2, 2, 1, 0, *bits, *tail)
+    tail += [0xFFFFFFFF81000000, 0xFFFFFFFF81000010, 0xFFFFFFFF81000010, 0x940]
+    assert message == struct.pack("<I4B6I42Q", 288 + 80, 1, 0, 2, 2, 250, 2, 2, 2, 1, 0, *bits, *tail)
 
 
 def test_what_the_plugin_cannot_take() -> None:

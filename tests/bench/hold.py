@@ -80,7 +80,7 @@ def measure(guest: Guest, mode: str, commands: Sequence[list[str]], *, fences: b
         assert source is not None
         try:
             request = session.request(source)
-            source.arm(replace(request, fenced=stepper.points.lasting) if fences else request)
+            source.arm(replace(request, fences=stepper.points.fences) if fences else request)
             stepper.look(time.time_ns(), "attach")
             for command in commands:
                 job = guest.start(command)

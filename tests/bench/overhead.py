@@ -62,6 +62,7 @@ MODES = {
     "poll": "pse watch --mode poll",
     "plugin idle": "plugin loaded, nobody reads",
     "plugin": "pse watch --mode plugin",
+    "plugin held": "pse watch --mode plugin, with a callback: no fences, every trap held",
     "plugin calls": "process system calls by number, held",
     "plugin asid": "every asid change recorded",
     "gdbstub": "pse watch --mode gdbstub",
@@ -77,10 +78,39 @@ def look(memory: memoryview | None, until: int) -> None:
             bytes(memory[at : at + 4096])
 
 
+def held(pid: str) -> None:
+    """What `pse watch --json` does, but with a callback, for which every vCPU stands."""
+    import select
+
+    from live.cli import _hurry
+    from live.monitor import Monitor
+    from live.render import JsonRenderer
+    from live.session import Session
+
+    with Session(pid) as session, open(os.devnull, "w") as nowhere:
+        monitor = Monitor(session, mode="plugin")
+        monitor.on_process_start(lambda process: None)
+        _hurry()
+        renderer = JsonRenderer(nowhere, session.system, host=session.name, mode="plugin")
+        batches = monitor.batches()
+        for number, batch in enumerate(batches):
+            for event in batch:
+                renderer.show(event)
+            if not number:
+                print("ready", flush=True)
+            if select.select([sys.stdin], [], [], 0)[0]:
+                break
+        batches.close()
+        print(monitor.cost.traps, monitor.cost.late, flush=True)
+
+
 def reader(pid: str, mode: str, code: str) -> None:
     """The watcher's process: says that it is ready, then reads until its stdin closes."""
     import select
 
+    if mode == "plugin held":
+        held(pid)
+        return
     with attach(pid) as guest:
         flat = guest.memory.flat
         source = choose(guest, "plugin" if mode.startswith("plugin") else "gdbstub").source

@@ -127,7 +127,7 @@ class GdbSource:
         if request != TrapRequest(
             code=request.code,
             code_action=request.code_action,
-            fenced=request.fenced,
+            fences=request.fences,
             accesses=request.accesses,
         ):
             raise TargetError("The gdb stub traps code and data only; use plugin mode for the rest.")

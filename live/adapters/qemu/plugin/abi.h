@@ -22,6 +22,7 @@ extern GByteArray *g_byte_array_set_size(GByteArray *, unsigned);
 extern char *g_array_free(GArray *, int);
 extern GArray *qemu_plugin_get_registers(void);
 extern int qemu_plugin_read_register(void *handle, GByteArray *);
+extern bool qemu_plugin_read_memory_vaddr(uint64_t address, GByteArray *, size_t length);
 extern void qemu_plugin_reset(uint64_t id, void (*)(uint64_t id));
 extern void qemu_plugin_register_vcpu_init_cb(uint64_t id, void (*)(uint64_t id, unsigned vcpu));
 extern void qemu_plugin_register_vcpu_idle_cb(uint64_t id, void (*)(uint64_t id, unsigned vcpu));

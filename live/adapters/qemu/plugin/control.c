@@ -127,8 +127,8 @@ static bool any(const uint64_t *bits, unsigned n)
 
 static enum reply arm(const struct arm *a)
 {
-    size_t tail = ((size_t)a->n_pending + 2ul * a->n_words + a->n_code + a->n_fenced) * sizeof(uint64_t);
-    if (a->n_pending > MAX_PENDING || a->n_words > MAX_WORDS || a->n_code > MAX_CODE || a->n_fenced > MAX_CODE
+    size_t tail = ((size_t)a->n_pending + 2ul * a->n_words + a->n_code + 2ul * a->n_fences) * sizeof(uint64_t);
+    if (a->n_pending > MAX_PENDING || a->n_words > MAX_WORDS || a->n_code > MAX_CODE || a->n_fences > MAX_FENCES
         || a->length != sizeof *a + tail)
         return BAD;
     struct filter *f = calloc(1, sizeof *f + sizeof *a + tail);
@@ -138,11 +138,10 @@ static enum reply arm(const struct arm *a)
     f->pending = (uint64_t *)(f + 1);
     f->code = f->pending + a->n_pending;
     memcpy(f->pending, a->tail, a->n_pending * sizeof(uint64_t));
-    f->fenced = f->code + a->n_code;
-    memcpy(f->code, a->tail + a->n_pending + 2 * a->n_words, ((size_t)a->n_code + a->n_fenced) * sizeof(uint64_t));
+    f->fences = f->code + a->n_code;
+    memcpy(f->code, a->tail + a->n_pending + 2 * a->n_words, (a->n_code + 2ul * a->n_fences) * sizeof(uint64_t));
     qsort(f->pending, a->n_pending, sizeof(uint64_t), compare);
     qsort(f->code, a->n_code, sizeof(uint64_t), compare);
-    qsort(f->fenced, a->n_fenced, sizeof(uint64_t), compare);
     enum reply reply = watch_words(f, a->tail + a->n_pending);
     if (reply != IN_FORCE) {
         free(f->words);
@@ -259,7 +258,7 @@ static void close_session(void)
 
 static void serve(int fd)
 {
-    static union { struct arm head; char bytes[sizeof(struct arm) + 8 * (MAX_PENDING + 2 * MAX_WORDS + 2 * MAX_CODE)]; } m;
+    static union { struct arm head; char bytes[sizeof(struct arm) + 8 * (MAX_PENDING + 2 * MAX_WORDS + MAX_CODE + 2 * MAX_FENCES)]; } m;
     while (transfer(fd, &m, sizeof m.head) && m.head.length >= sizeof m.head && m.head.length <= sizeof m
            && transfer(fd, m.bytes + sizeof m.head, m.head.length - sizeof m.head)) {
         uint64_t answer[2] = {arm(&m.head), flush_wanted};

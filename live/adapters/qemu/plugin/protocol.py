@@ -40,7 +40,7 @@ _REGISTERS = (
 _BRIEF = (0, 2, 6, 7, 10)
 _KIND_ASID, _KIND_SYSCALL = 1, 2
 _HELD = 1
-MAX_PENDING, MAX_WORDS, MAX_CODE = 4096, 64, 4096
+MAX_PENDING, MAX_WORDS, MAX_CODE, MAX_FENCES = 4096, 64, 4096, 64
 _NUMBERS = 1024
 
 
@@ -60,13 +60,18 @@ def encode_request(request: TrapRequest, hold_ms: int, address_of: Callable[[int
     more than the plugin takes, and whatever ``address_of`` raises.
     """
     pending = sorted(request.pending)
-    code, fenced = sorted(request.code), sorted(request.fenced & request.code)
+    code = sorted(request.code)
+    fences = sorted((one.code, one.offset) for one in request.fences if one.code in request.code)
     if len(pending) > MAX_PENDING or len(request.words) > MAX_WORDS or len(code) > MAX_CODE:
         raise ValueError(f"more than {MAX_PENDING} asids, {MAX_WORDS} words or {MAX_CODE} code addresses")
+    if len(fences) > MAX_FENCES:
+        raise ValueError(f"more than {MAX_FENCES} fences")
     tail: list[int] = [*pending]
     for word in request.words:
         tail += [address_of(word.gpa, word.size), word.size]
-    tail += code + fenced
+    tail += code
+    for pair in fences:
+        tail += pair
     bits = _bitmap(request.syscalls) + _bitmap(request.syscalls32)
     return _HEAD.pack(
         _HEAD.size + 8 * len(tail),
@@ -78,7 +83,7 @@ def encode_request(request: TrapRequest, hold_ms: int, address_of: Callable[[int
         len(pending),
         len(request.words),
         len(code),
-        len(fenced),
+        len(fences),
         0,
         *bits,
     ) + struct.pack(f"<{len(tail)}Q", *tail)

@@ -13,10 +13,11 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { NEWEST_API = 6 };                       /* 7 has other callbacks */
-enum { MAGIC = 0x31455350, PROTOCOL = 2, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096 };
+enum { MAGIC = 0x31455350, PROTOCOL = 2, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096,
+       MAX_FENCES = 64 };
 enum kind { ASID = 1, SYSCALL = 2, CODE = 3 };
 enum action { OFF, RECORD, HOLD, FENCE };      /* event.held: 1 for HOLD, 2 for FENCE */
-enum { GPRS = 16, REGS = GPRS + 3, R_GS = GPRS, R_KGS, R_CR3 };
+enum { GPRS = 16, REGS = GPRS + 3, R_RDI = 7, R_GS = GPRS, R_KGS, R_CR3 };
 #define REG_NAMES {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", \
                    "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base", "cr3"}
 
@@ -41,16 +42,16 @@ struct shared {
 struct arm {
     uint32_t length;
     uint8_t asid, every, syscall, code;
-    uint32_t hold_ms, n_pending, n_words, n_code, n_fenced, unused;
+    uint32_t hold_ms, n_pending, n_words, n_code, n_fences, unused;
     uint64_t bitmap[2][16];
-    uint64_t tail[];                            /* pending[], {address, size}[], code[], fenced[] */
+    uint64_t tail[];                            /* pending[], {address, size}[], code[], {code, offset}[] */
 };
 
 struct word { uint64_t address, size; _Atomic uint64_t last; };
 struct filter {
     struct arm head;
     bool sys, cr3, only_pending;
-    uint64_t *pending, *code, *fenced;
+    uint64_t *pending, *code, *fences;
     struct word *words;
 };
 

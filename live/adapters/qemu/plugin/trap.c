@@ -158,6 +158,21 @@ static void on_cr3(unsigned v, void *data)
     leave(v, &e, action, limit);
 }
 
+/* There is a fence for this address, and what its argument (rdi) points at has something at the fence's offset. */
+static bool may_run_on(unsigned v, const struct filter *f, uint64_t pc)
+{
+    GByteArray *buffer = vcpus[v].buffer;
+    for (unsigned i = 0; i < f->head.n_fences; i++) {
+        if (f->fences[2 * i] != pc)
+            continue;
+        uint64_t value = 0, at = reg(v, R_RDI) + f->fences[2 * i + 1];
+        if (qemu_plugin_read_memory_vaddr(at, buffer, sizeof value) && buffer->len == sizeof value)
+            memcpy(&value, buffer->data, sizeof value);
+        return value;
+    }
+    return false;
+}
+
 static void on_code(unsigned v, void *data)
 {
     struct event e = {.kind = CODE, .vcpu = v, .pc = (uint64_t)data};
@@ -167,7 +182,7 @@ static void on_code(unsigned v, void *data)
     if (f && has(f->code, f->head.n_code, e.pc)) {
         e.cr3 = reg(v, R_CR3);
         action = f->head.code;
-        if (action == HOLD && has(f->fenced, f->head.n_fenced, e.pc))
+        if (action == HOLD && may_run_on(v, f, e.pc))
             action = FENCE;
     }
     leave(v, &e, action, limit);
