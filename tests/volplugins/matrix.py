@@ -22,6 +22,10 @@ from tests.volplugins.scene import HISTORY, LISTENING, Run, Truth
 PACK = scene.packs()[0]
 
 
+_PASSING = ("kworker", "cryptomgr_test")
+"""Kernel threads that come and go by themselves."""
+
+
 def _pslist(run: Run, truth: Truth) -> bool:
     """Every process and kernel thread, none else, with its name; kernel workers come and go as they like."""
     seen = {row["PID"]: row["COMM"].partition("/")[0] for row in run.rows}
@@ -30,8 +34,8 @@ def _pslist(run: Run, truth: Truth) -> bool:
 
 
 def lasting(names: dict[int, str]) -> dict[int, str]:
-    """Those that are there before and after the memory is taken: kernel workers need not be."""
-    return {pid: name for pid, name in names.items() if name != "kworker"}
+    """Those that are there before and after the memory is taken: these threads need not be."""
+    return {pid: name for pid, name in names.items() if name not in _PASSING}
 
 
 def _pse(run: Run, truth: Truth) -> bool:
