@@ -31,6 +31,8 @@ _STARTS = {
     Emit.START_FORK: StartReason.FORK,
     Emit.START_EXEC: StartReason.EXEC,
 }
+_MAX_GONE = 1024
+"""Identities that are remembered to have left the list: a trap may be handled after the look that saw it."""
 
 
 @dataclass(slots=True)
@@ -79,7 +81,9 @@ class Tracker:
         self._counters: Counters | None = None
         self._tids: frozenset[tuple[int, int]] = frozenset()
         self._trapped: set[tuple[int, int]] = set()
+        self._uncounted = 0
         self._unfinished: set[Identity] = set()
+        self._gone: dict[Identity, None] = {}
         self._out: deque[Event] = deque()
         self._time_ns = 0
         self.counts = Counts()
@@ -127,6 +131,8 @@ class Tracker:
         """Take in one moment of one thread group, from a trap or from the difference of looks."""
         moment, task = happening
         identity = task.identity
+        if identity in self._gone:
+            return  # a trap from before the look that found it gone
         if moment is Moment.DEATH and identity not in self._known and identity in (self._attached or ()):
             # Inside execve when we attached, and it never got out: it was running, nobody forked it now.
             self.receive(Happening(Moment.PRESENT, task), occasion)
@@ -149,16 +155,22 @@ class Tracker:
         for emit in transition.emits:
             process = self._emit(emit, task, process, occasion)
         if transition.state is State.ABSENT:
-            self._known.pop(identity, None)
-            self._tasks.pop(identity, None)
-            if self._by_pid.get(identity.pid) == identity:
-                del self._by_pid[identity.pid]
+            self._forget(identity)
             return
         if transition.state is State.DEAD:
             self._known[identity] = None
         elif transition.emits and process is not None:
             self._known[identity] = _Known(task, process)
         self._tasks[identity] = task
+
+    def _forget(self, identity: Identity) -> None:
+        self._known.pop(identity, None)
+        self._tasks.pop(identity, None)
+        if self._by_pid.get(identity.pid) == identity:
+            del self._by_pid[identity.pid]
+        self._gone[identity] = None
+        if len(self._gone) > _MAX_GONE:
+            del self._gone[next(iter(self._gone))]
 
     def _emit(self, emit: Emit, task: Task, process: Process | None, occasion: Occasion) -> Process | None:
         """Queue one event; returns the process that the next event of this transition is about."""
@@ -176,15 +188,16 @@ class Tracker:
             self.counts.execs += 1
             return new
         reason, status = EndReason.EXEC, None
+        # A process may have renamed itself (prctl PR_SET_NAME); its end tells the last name.
         if emit is Emit.END:
             status = ExitStatus.from_kernel(task.exit_code)
-            # A process may have renamed itself (prctl PR_SET_NAME); its end tells the last name.
             process = replace(process, comm=comm_of(task))
         elif emit is Emit.END_GONE:
             reason = EndReason.GONE
             last = self._revisit(task)
             if last is not None:
                 status = ExitStatus.from_kernel(last.exit_code)
+                process = replace(process, comm=comm_of(last))
         if status is not None:
             reason = EndReason.SIGNAL if status.signal is not None else EndReason.EXIT
             process = replace(process, exited=status)
@@ -208,9 +221,12 @@ class Tracker:
         if self._counters is not None:
             created = (look.counters.forks - self._counters.forks) % (1 << 64)
             found = len((look.tids | self._trapped) - self._tids)
-            # A counter that a hostile guest turned back must not make nonsense of the sum.
-            if found <= created < 1 << 40:
-                self.counts.missed += created - found
+            # The kernel puts a task on the list a moment before it counts it: what was found too early is
+            # counted by the next look. A hostile guest that turns the counter back makes no nonsense of it.
+            if created < 1 << 40:
+                unseen = created - found - self._uncounted
+                self.counts.missed += max(unseen, 0)
+                self._uncounted = max(-unseen, 0)
         self._counters = look.counters
         self._tids = look.tids
         self._trapped.clear()

@@ -105,6 +105,17 @@ def test_missed_is_created_less_found():
     assert t.counts.missed == 5
 
 
+def test_what_is_on_the_list_before_the_kernel_counts_it_is_not_missed():
+    t = tracker()
+    t.receive_tasks(look(task(1), forks=100))
+    t.receive_tasks(look(task(1), task(7), forks=100))
+    t.receive_tasks(look(task(1), task(7), forks=100))
+    t.receive_tasks(look(task(1), task(7), forks=101))
+    assert t.counts.missed == 0
+    t.receive_tasks(look(task(1), task(7), forks=103))
+    assert t.counts.missed == 2
+
+
 def test_what_was_only_ever_seen_inside_execve_is_missed():
     t = tracker()
     t.receive_tasks(look(task(1), forks=0))
@@ -298,6 +309,36 @@ def test_looks_alone_balance_and_count_what_they_missed(steps, looks):
     seen = sum(e[0] == "start" for e in events) - sum(e[0] == "exec" for e in events)
     corpses = t.counts.missed
     assert forks == seen + corpses
+
+
+@given(histories(), st.integers(0, 40), st.integers(1, 5))
+def test_a_look_before_the_traps_of_what_it_saw_changes_no_balance(steps, begin, length):
+    """Behind a fence a vCPU runs on: a look may be ahead of traps, and the dead may be reaped."""
+    t = tracker()
+    t.receive_tasks(look())
+    listed, waiting = {}, []
+    for index, (kind, s) in enumerate(steps):
+        if kind == "reap":
+            listed.pop(s.identity)
+        else:
+            while waiting and s.identity in (one.task.identity for one in waiting):
+                t.receive(waiting.pop(0), NOW)
+            listed[s.identity] = s
+            waiting.append(Happening(_MOMENTS[kind], s))
+        if index == begin + length:
+            t.receive_tasks(look(*listed.values(), forks=sum(k == "fork" for k, _ in steps[: index + 1])))
+        if not begin <= index < begin + length:
+            while waiting:
+                t.receive(waiting.pop(0), NOW)
+    for happening in waiting:
+        t.receive(happening, NOW)
+    alive = {identity for identity, s in listed.items() if not s.dead}
+    assert {p.identity for p in t.live()} == alive
+    events = drain(t)
+    starts = [event[1] for event in events if event[0] == "start" and event[2] == "fork"]
+    ends = [event[1] for event in events if event[0] == "end" and event[2] != "exec"]
+    assert sorted(starts) == sorted(s.identity.pid for kind, s in steps if kind == "fork")
+    assert sorted(ends) == sorted(s.identity.pid for kind, s in steps if kind == "die")
 
 
 @given(histories(), st.integers(0, 40), st.integers(0, 40))
