@@ -101,7 +101,7 @@ class Trapper:
         self._session, self._steps, self._source = session, steps, source
         self.request = request
         """What `run` will arm."""
-        self._losses, self._lost_ns, self._resync = (0, 0), 0, False
+        self._losses, self._lost_ns, self._resync, self._unreadable = (0, 0), 0, False, 0
         self.cost = Cost()
 
     def run(self, deadline: float | None, deliver: Deliver) -> Iterator[None]:
@@ -146,6 +146,8 @@ class Trapper:
                 self._resynchronise(deliver)
                 events = self._steps.trap(trap, time.time_ns(), time.monotonic_ns() - trap.time_ns)
                 news = bool(events)
+                unreadable, self._unreadable = self._unreadable, self._steps.tracker.counts.unreadable
+                self._resync |= self._unreadable > unreadable
                 for event in events:
                     deliver(event)
             else:

@@ -58,7 +58,7 @@ _NO_DIRECT_MAP = 1 << 64
 # Until page_offset_base has been read, which lies in the image, nothing is in the direct map.
 
 # Members of task_struct, in the order in which `_task` takes them apart.
-_NEXT, _SIGNAL_AT = 0, 11
+_NEXT, _FLAGS, _MM_AT, _SIGNAL_AT = 0, 3, 9, 11
 _TASK = (
     field("tasks.next"),
     field("pid"),
@@ -261,7 +261,14 @@ class LinuxKernel:
         leader = raw[12]
         if leader != address:
             address, raw = leader, self.task(leader)
-        return self._task(address, raw, self.signal(raw[_SIGNAL_AT]))
+        signal = self.signal(raw[_SIGNAL_AT])
+        try:
+            return self._task(address, raw, signal)
+        except MemoryFault:
+            if not raw[_FLAGS] & PF_EXITING:
+                raise
+            # exit_mm() and what it frees were quicker than we; nothing else of the task is gone.
+            return self._task(address, (*raw[:_MM_AT], 0, *raw[_MM_AT + 1 :]), signal)
 
     def revisit(self, task: Task) -> Task | None:
         """The same task after it left the list, if its memory still holds it and it was exiting.

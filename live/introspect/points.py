@@ -60,7 +60,7 @@ from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.memory import GuestVirtual
 from live.core.tasklist import Happening, Moment, Task
 from live.core.traps import Access, CodeHit, Fence, TrapRequest, Watchpoint
-from live.introspect.linux import SIGNAL_GROUP_EXIT, LinuxKernel
+from live.introspect.linux import PF_EXITING, SIGNAL_GROUP_EXIT, LinuxKernel
 from live.introspect.operands import behind_accesses
 from live.introspect.vcpu import VcpuTasks
 
@@ -75,8 +75,7 @@ class Point:
     """A kernel function that is called when ``moment`` is complete, with the task in its 1st argument.
 
     ``when_second`` set: it counts only if the 2nd argument, a 32-bit int, is not 0.  ``reader`` is
-    a function that is called at the same moment and reads the global ``word``.  ``lasting``: what it
-    tells stays in memory until the task makes a system call, or comes to another point.
+    a function that is called at the same moment and reads the global ``word``.
     """
 
     moment: Moment
@@ -84,19 +83,11 @@ class Point:
     reader: str
     word: str
     when_second: bool = False
-    lasting: bool = False
 
 
 POINTS = (
-    Point(Moment.FORK, "wake_up_new_task", "perf_event_fork", "nr_namespaces_events", lasting=True),
-    Point(
-        Moment.EXEC,
-        "proc_exec_connector",
-        "proc_exec_connector",
-        "proc_event_num_listeners",
-        lasting=True,
-    ),
-    # mm goes right behind it, and the task_struct when the parent has reaped it.
+    Point(Moment.FORK, "wake_up_new_task", "perf_event_fork", "nr_namespaces_events"),
+    Point(Moment.EXEC, "proc_exec_connector", "proc_exec_connector", "proc_event_num_listeners"),
     Point(Moment.DEATH, "taskstats_exit", "taskstats_exit", "family_registered", when_second=True),
 )
 _OTHER_READERS = {
@@ -204,17 +195,21 @@ class LifecyclePoints:
 
     @property
     def fences(self) -> frozenset[Fence]:
-        """Those of `addresses` at which a task with an mm need not stand.
+        """`addresses`, at which a task with an mm need not stand.
 
-        One without is the kernel's own, which makes no system call: it changes its name, and becomes a
-        process, as it likes.
+        A start stays in memory as it is until the task makes a system call.  An end outlives its mm: even
+        where the parent reaps it at once, the task_struct and signal_struct are freed a grace period later
+        (delayed_put_task_struct()), and stay as they are until a fork needs their memory: a system call
+        again.  A fork that was under way before it is told by PF_EXITING: see `reached`.
+
+        A task without an mm is the kernel's own, which makes no system call: it changes its name, and
+        becomes a process, as it likes.
         """
         mm = self._kernel.symbols.offset("task_struct", "mm")
-        lasting = [GuestVirtual(at) for at, point in self._points.items() if point.lasting]
-        return frozenset(Fence(code=at, offset=mm) for at in lasting)
+        return frozenset(Fence(code=GuestVirtual(at), offset=mm) for at in self._points)
 
     def reached(self, trap: CodeHit | Access) -> Reached | None:
-        """What a trap of `request` means; None for another one, or an unreadable task."""
+        """What a trap of `request` means; None for another one, or a task that is unreadable or gone."""
         point = self._points.get(trap.pc) if isinstance(trap, CodeHit) else self._reader(trap.pc)
         if point is None:
             return None
@@ -229,12 +224,12 @@ class LifecyclePoints:
             return None
         return self._readers[self._reader_addresses[index]]
 
-    def _at_code(self, point: Point, hit: CodeHit) -> Reached:
+    def _at_code(self, point: Point, hit: CodeHit) -> Reached | None:
         if point.when_second and not hit.registers["rsi"] & 0xFFFF_FFFF:
             return Reached(point.function, None)
         return self._happened(point.moment, point.function, hit.registers["rdi"])
 
-    def _at_word(self, point: Point, access: Access) -> Reached:
+    def _at_word(self, point: Point, access: Access) -> Reached | None:
         if point.moment is Moment.FORK:
             return self._happened(point.moment, point.reader, self._tasks.newborn(access.registers))
         address = self._tasks.current(access.registers)
@@ -258,14 +253,16 @@ class LifecyclePoints:
         of_leader = self._kernel.task(leader)
         return not of_leader[9] or self._left.get(leader) == of_leader[7]
 
-    def _happened(self, moment: Moment, function: str, address: int) -> Reached:
+    def _happened(self, moment: Moment, function: str, address: int) -> Reached | None:
         raw = self._kernel.task(address)
-        pid, tgid, start = raw[1], raw[2], raw[7]
+        pid, tgid, flags, start = raw[1], raw[2], raw[3], raw[7]
         created = (pid, start) if moment is Moment.FORK else None
         if created and pid != tgid:
             return Reached(function, None, created)
         task: Task = self._kernel.read_task(address)
         if moment is Moment.DEATH:
+            if not flags & task.flags & PF_EXITING:
+                return None  # its memory, or its leader's, is another task's by now
             task = task._replace(dead=True)
         # The kernel is at the end of execve here: its in_execve bit is still set, the task is final.
         return Reached(function, Happening(moment, task._replace(transient=False)), created)

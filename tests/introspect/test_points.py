@@ -8,7 +8,7 @@ import pytest
 from live.core.tasklist import Moment
 from live.core.traps import Access, CodeHit, TrapRequest
 from live.introspect.layout import SymbolTable
-from live.introspect.linux import SIGNAL_GROUP_EXIT, KernelPlace, LinuxKernel
+from live.introspect.linux import PF_EXITING, SIGNAL_GROUP_EXIT, KernelPlace, LinuxKernel
 from live.introspect.operands import behind_accesses
 from live.introspect.points import LifecyclePoints
 from tests.adapters.fake import access, code_hit
@@ -75,6 +75,10 @@ class Guest(synthetic.SyntheticGuest):
             self.put(self.gs_base + 0x40, "<Q", current)
         word = BASE + WORDS[READS[function][0]]
         return access(1, self.behind[function], word, gs_base=self.gs_base, **registers)
+
+
+def at_exit(task):
+    return code_hit(1, BASE + FUNCTIONS["taskstats_exit"], rdi=task, rsi=1)
 
 
 @pytest.fixture
@@ -159,7 +163,7 @@ def test_the_current_task_where_per_cpu_symbols_are_addresses(tmp_path):
 
 def test_death_is_of_the_group_that_has_no_thread_left(guest):
     points = guest.points()
-    task = guest.task(7, threads=2)
+    task = guest.task(7, threads=2, flags=PF_EXITING)
     signal = guest.kernel().task(task)[11]
     assert points.reached(guest.hit("taskstats_exit", task)) == ("taskstats_exit", None, None)
     guest.set(signal, "signal_struct", live=0)
@@ -168,11 +172,33 @@ def test_death_is_of_the_group_that_has_no_thread_left(guest):
     assert (happening.moment, happening.task.dead, happening.task.exit_code) == (Moment.DEATH, True, 3 << 8)
 
 
+@pytest.mark.parametrize("of", ["the task", "its leader"])
+def test_memory_that_another_task_has_by_now_tells_no_death(guest, of):
+    """Behind a fence the guest runs on, and a fork that was under way may take the memory of a dead task."""
+    leader, thread, _ = a_group_of_two(guest)
+    dead = at_exit(thread)
+    assert guest.points().reached(dead).happening.moment is Moment.DEATH
+    guest.set(thread if of == "the task" else leader, "task_struct", flags=0)
+    assert guest.points().reached(dead) is None
+
+
+@pytest.mark.parametrize(("flags", "told"), [(PF_EXITING, True), (0, False)])
+def test_a_death_outlives_its_mm(guest, flags, told):
+    task = guest.task(7, b"old", flags=flags, exit_code=9, mm=synthetic.DIRECT + synthetic.RAM)
+    reached = guest.points().reached(at_exit(task))
+    assert (reached is not None) == told
+    if told:
+        task = reached.happening.task
+        assert (task.identity, task.comm, task.exit_code) == ((7, 7000), b"old", 9)
+        assert (task.asid, task.kernel) == (0, False)
+
+
 def a_group_of_two(guest):
-    leader = guest.task(7, threads=2)
+    leader = guest.task(7, threads=2, flags=PF_EXITING)
     signal = guest.kernel().task(leader)[11]
     thread = guest.new(
         "task_struct",
+        flags=PF_EXITING,
         pid=9,
         tgid=7,
         start_boottime=5,
