@@ -4,7 +4,8 @@
 
 Ratios to plain QEMU: wall time, median over the rounds with the smallest and the largest; and the least CPU
 time of the QEMU process in any round against plain QEMU's least, which other load on the machine disturbs
-less.  Every command has been run once before it is timed, as attaching empties QEMU's translation cache.
+less.  In a round the best of a few runs counts, for plain QEMU right before the watched one.  Every command
+has been run once before it is timed, as attaching empties QEMU's translation cache.
 The modes `poll`, `plugin` and `gdbstub` are `pse watch --json`, with every process event on; the others are
 what else the trap sources offer, with a reader that looks at guest memory for 100 us at each held trap.
 
@@ -68,6 +69,7 @@ MODES = {
     "gdbstub": "pse watch --mode gdbstub",
 }
 WATCHES = ("poll", "plugin", "gdbstub")
+REPEATS = 3
 
 
 def look(memory: memoryview | None, until: int) -> None:
@@ -212,16 +214,17 @@ def addresses_of(guest: Guest) -> dict[str, int]:
     return {line.split()[2]: int(line.split()[0], 16) for line in lines}
 
 
-def timed(guest: Guest, command: str, *, warm: bool = True) -> tuple[float, float]:
-    """(wall, CPU of QEMU) seconds of a command in the guest.
-
-    ``warm``: run it once before, because attaching makes QEMU translate everything anew.
-    """
-    if warm:
-        guest.run(command, timeout=600)
+def once(guest: Guest, command: str) -> tuple[float, float]:
+    """(wall, CPU of QEMU) seconds of a command in the guest."""
     cpu, wall = cpu_seconds(guest.pid), time.monotonic()
     guest.run(command, timeout=600)
     return time.monotonic() - wall, cpu_seconds(guest.pid) - cpu
+
+
+def timed(guest: Guest, command: str) -> tuple[float, float]:
+    """The best of a few, after a run that lets QEMU translate everything."""
+    guest.run(command, timeout=600)
+    return min(once(guest, command) for _ in range(REPEATS))
 
 
 def spread(values: list[float]) -> str:
@@ -237,9 +240,9 @@ def measure(plain: Guest, watched: Guest, rounds: int, modes: list[str]) -> None
         results: dict[str, list[tuple[float, float]]] = defaultdict(list)
         seen: dict[str, Watch] = {}
         for _ in range(rounds):
-            base = timed(plain, command)
-            results["plain"].append(base)
             for mode in modes:
+                base = timed(plain, command)
+                results["plain"].append(base)
                 with watching(watched, mode, addresses) as watch:
                     got = timed(watched, command)
                 seen[mode] = watch
@@ -274,7 +277,7 @@ def measure_rate(watched: Guest) -> None:
         command = f"dd if=/dev/zero of=/dev/null bs=1 count={count} 2>/dev/null"
         without = timed(watched, command)[0]
         with watching(watched, f"{mode}:rate", addresses) as watch:
-            wall = timed(watched, command, warm=False)[0]
+            wall = once(watched, command)[0]
         each = (wall - without) / watch.traps * 1e6
         print(f"{mode:13} {watch.traps:6} {each:10.1f} {watch.traps / wall:9.0f}")
 

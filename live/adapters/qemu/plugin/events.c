@@ -115,7 +115,7 @@ void emit(struct event *e, enum action action, unsigned limit_ms)
         s->dropped++;
     }
     atomic_flag_clear_explicit(&ring_lock, memory_order_release);
-    if (held || used == SLOTS / 4) {
+    if ((held || used == SLOTS / 4) && s->asleep) {
         uint64_t one = 1;
         if (write(wake_fd, &one, sizeof one) < 0)
             return;

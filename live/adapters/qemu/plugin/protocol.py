@@ -16,7 +16,7 @@ from live.core.memory import GuestVirtual
 from live.core.traps import AsidChange, CodeHit, Entry, Syscall, Trap, TrapRequest, VcpuIndex, asid_of
 
 MAGIC = 0x31455350
-PROTOCOL = 2
+PROTOCOL = 3
 HELLO = struct.Struct("<4I")
 ANSWER = struct.Struct("<2Q")
 STATUS_FLUSHING = 1
@@ -24,7 +24,8 @@ STATUS_BAD_ADDRESS = 3
 
 RING_OFFSET = struct.Struct("<Q")
 RING_OFFSET_AT = 16
-HEAD_AT, TAIL_AT, DROPPED_AT, TIMEOUTS_AT, FLUSHES_AT, WAITED_AT = 64, 128, 192, 200, 208, 216
+HEAD_AT, TAIL_AT, ASLEEP_AT = 64, 128, 136
+DROPPED_AT, TIMEOUTS_AT, FLUSHES_AT, WAITED_AT = 192, 200, 208, 216
 RESUMED_AT = 256
 RESUMED_STRIDE = 64
 EVENT_SIZE = 256

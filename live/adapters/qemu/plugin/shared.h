@@ -13,7 +13,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { NEWEST_API = 6 };                       /* 7 has other callbacks */
-enum { MAGIC = 0x31455350, PROTOCOL = 2, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096,
+enum { MAGIC = 0x31455350, PROTOCOL = 3, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096,
        MAX_FENCES = 64 };
 enum kind { ASID = 1, SYSCALL = 2, CODE = 3 };
 enum action { OFF, RECORD, HOLD, FENCE };      /* event.held: 1 for HOLD, 2 for FENCE */
@@ -34,6 +34,7 @@ struct shared {
     uint64_t ring_offset, unused[5];
     _Alignas(64) _Atomic uint64_t head;
     _Alignas(64) _Atomic uint64_t tail;
+    _Atomic uint64_t asleep;                    /* the reader wants `wake_fd` written */
     _Alignas(64) _Atomic uint64_t dropped;
     _Atomic uint64_t timeouts, flushes, waited_ns;
     _Alignas(64) struct { _Alignas(64) _Atomic uint64_t resumed; } vcpu[];

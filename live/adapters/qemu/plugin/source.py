@@ -1,7 +1,7 @@
 """`TrapSource` over the trap plugin.
 
-Theory of operation: trap.c.  The ring is the only way of events; an eventfd says that a held one is in it.
-What is merely recorded does not wake us, so a wait looks at the ring again after `_GLANCE`.
+Theory of operation: trap.c.  The ring is the only way of events; while we sleep, an eventfd says that a held
+one is in it.  What is merely recorded does not wake us, so a wait looks at the ring again after `_GLANCE`.
 
 To be woken takes longer than to handle a trap, and the vCPU stands meanwhile.  So after two traps in
 quick succession the next one is looked for, for `_EAGER_NS`, before we sleep: what KVM does when a vCPU
@@ -167,7 +167,7 @@ class PluginSource:
         self._look_eagerly()
         while self._head() == self._tail:
             rest = _GLANCE if deadline is None else min(_GLANCE, deadline - time.monotonic())
-            for number, _flags in self._poll.poll(max(rest, 0) * 1000):
+            for number, _flags in self._sleep(max(rest, 0) * 1000):
                 if number == self._descriptors[1]:
                     with contextlib.suppress(BlockingIOError):
                         os.read(number, 8)
@@ -187,6 +187,16 @@ class PluginSource:
             before, self._taken = self._taken, trap.time_ns
             self._eager_until = trap.time_ns + _EAGER_NS if trap.time_ns - before < _EAGER_NS else 0
         return trap
+
+    def _sleep(self, milliseconds: float) -> list[tuple[int, int]]:
+        """What is ready of our descriptors, after a wait; the plugin writes one only while we sleep."""
+        _U64.pack_into(self._view, protocol.ASLEEP_AT, 1)
+        # The poll between the two keeps the CPU from looking at the head before our word is seen.
+        ready = self._poll.poll(0)
+        if not ready and self._head() == self._tail:
+            ready = self._poll.poll(milliseconds)
+        _U64.pack_into(self._view, protocol.ASLEEP_AT, 0)
+        return ready
 
     def _look_eagerly(self) -> None:
         head = self._head
