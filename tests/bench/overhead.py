@@ -1,11 +1,11 @@
 """What watching costs the guest: five workloads, plain QEMU against each mode, alternating in one run.
 
-    python -m tests.bench.overhead [--rounds N] [--cpu MODEL] [--modes NAME,NAME]
+    python -m tests.bench.overhead [--rounds N] [--cpu MODEL] [--modes NAME,NAME] [--workloads NAME,NAME]
 
-Ratios to plain QEMU: wall time, median over the rounds with the smallest and the largest; and the least CPU
-time of the QEMU process in any round against plain QEMU's least, which other load on the machine disturbs
-less.  In a round the best of a few runs counts, for plain QEMU right before the watched one.  Every command
-has been run once before it is timed, as attaching empties QEMU's translation cache.
+Ratios to plain QEMU: wall time, median over the rounds with the smallest and the largest; and the least wall
+and CPU time (of the QEMU process) in any round against plain QEMU's least, which other load on the machine
+disturbs less.  In a round the best of a few runs counts, for plain QEMU right before the watched one.  Every
+command has been run once before it is timed, as attaching empties QEMU's translation cache.
 The modes `poll`, `plugin` and `gdbstub` are `pse watch --json`, with every process event on; the others are
 what else the trap sources offer, with a reader that looks at guest memory for 100 us at each held trap.
 
@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,33 +227,35 @@ def timed(guest: Guest, command: str) -> tuple[float, float]:
     return min(once(guest, command) for _ in range(REPEATS))
 
 
-def spread(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Median [smallest-largest]."""
     return f"{statistics.median(values):5.2f} [{min(values):.2f}-{max(values):.2f}]"
 
 
-def measure(plain: Guest, watched: Guest, rounds: int, modes: list[str]) -> None:
-    """The four workloads that run in a guest that is up."""
+def measure(plain: Guest, watched: Guest, rounds: int, modes: list[str], names: list[str]) -> None:
+    """The workloads that run in a guest that is up."""
     addresses = addresses_of(watched)
-    print(f"\n{'workload':22} {'mode':13} {'wall ratio':>18} {'least CPU':>9}  traps  late   PANDA (quoted)")
-    for name, command in WORKLOADS.items():
-        results: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    titles = f"{'wall ratio':>18} {'least wall':>10} {'CPU':>5}  traps  late   PANDA (quoted)"
+    print(f"\n{'workload':22} {'mode':13} {titles}")
+    for name in names:
+        command = WORKLOADS[name]
+        results: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
         seen: dict[str, Watch] = {}
         for _ in range(rounds):
             for mode in modes:
                 base = timed(plain, command)
-                results["plain"].append(base)
+                results["plain"].append((1.0, *base))
                 with watching(watched, mode, addresses) as watch:
                     got = timed(watched, command)
                 seen[mode] = watch
-                results[mode].append((got[0] / base[0], got[1]))
-        wall = statistics.median(one for one, _ in results["plain"])
-        print(f"{name:22} {'plain':13} {wall:8.3f} s")
-        least = min(cpu for _, cpu in results["plain"])
+                results[mode].append((got[0] / base[0], *got))
+        _, walls, cpus = zip(*results["plain"], strict=True)
+        print(f"{name:22} {'plain':13} {statistics.median(walls):8.3f} s {min(walls):18.3f} s")
         for mode in modes:
-            walls, cpus = ([pair[index] for pair in results[mode]] for index in (0, 1))
+            ratios, wall, cpu = zip(*results[mode], strict=True)
+            least = f"{min(wall) / min(walls):10.2f} {min(cpu) / min(cpus):5.2f}"
             note = f"{seen[mode].traps:6} {seen[mode].late:5}   {PANDA[name]}"
-            print(f"{'':22} {mode:13} {spread(walls):>18} {min(cpus) / least:9.2f} {note}", flush=True)
+            print(f"{'':22} {mode:13} {spread(ratios):>18} {least} {note}", flush=True)
 
 
 def measure_boot(cpu_model: str, argument: str, rounds: int) -> None:
@@ -266,7 +268,7 @@ def measure_boot(cpu_model: str, argument: str, rounds: int) -> None:
             walls.append(guest.boot_seconds / base[0])
             cpus.append((base[1], cpu_seconds(guest.pid)))
     least = min(after for _, after in cpus) / min(before for before, _ in cpus)
-    print(f"{BOOT:22} {'plugin idle':13} {spread(walls):>18} {least:9.2f} {'':12}   {PANDA[BOOT]}")
+    print(f"{BOOT:22} {'plugin idle':13} {spread(walls):>18} {'':10} {least:5.2f} {'':12}   {PANDA[BOOT]}")
 
 
 def measure_rate(watched: Guest) -> None:
@@ -287,6 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--modes", default=",".join(MODES), help="which, separated by commas")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="which, separated by commas")
     parser.add_argument("--cpu", default="qemu64", help="Skylake-Client has page-table isolation on")
     options = parser.parse_args(arguments or [])
     for mode, text in MODES.items():
@@ -297,7 +300,7 @@ def main(arguments: list[str] | None = None) -> None:
             Guest(GuestSpec(cpu_model=options.cpu)) as plain,
             Guest(GuestSpec(cpu_model=options.cpu, plugins=(argument,))) as watched,
         ):
-            measure(plain, watched, options.rounds, options.modes.split(","))
+            measure(plain, watched, options.rounds, options.modes.split(","), options.workloads.split(","))
             measure_rate(watched)
         measure_boot(options.cpu, argument, min(options.rounds, 3))
 
