@@ -22,7 +22,7 @@ class Monitor:
 
     Callbacks are called at once, in trap modes while the vCPU is held: they may read the guest's
     memory as it is at that moment, and should be quick.  `events` hands the same events to a loop,
-    a little later, with the guest running.  Without callbacks the guest runs on while a start is read
+    a little later, with the guest running.  Without callbacks the guest runs on while an event is read
     (`live.core.traps.TrapRequest.fences`), which costs it less::
 
         with Session() as session:

@@ -216,7 +216,8 @@ class Tracker:
         if look.torn:
             self.counts.torn += 1
             # What it found was there, and is shown: not missed, even if it is gone at the next look.
-            self._trapped |= look.tids
+            inside_execve = {task.identity for task in look.tasks if task.transient and not task.dead}
+            self._trapped |= look.tids - (inside_execve - self._tasks.keys())
             return
         if self._counters is not None:
             created = (look.counters.forks - self._counters.forks) % (1 << 64)

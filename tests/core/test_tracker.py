@@ -374,3 +374,12 @@ def test_what_only_a_torn_look_found_is_not_missed():
     shown = [event for event in drain(t) if event[1] == 2]
     assert [event[0] for event in shown] == ["start", "end"]
     assert t.counts.missed == 1, "of two that were created one was shown"
+
+
+def test_what_only_a_torn_look_found_inside_execve_is_missed():
+    t = tracker()
+    t.receive_tasks(look(task(1), forks=1))
+    t.receive_tasks(look(task(1), task(2, transient=True), forks=2, torn=True))
+    t.receive_tasks(look(task(1), forks=2))
+    assert [event for event in drain(t) if event[1] == 2] == []
+    assert t.counts.missed == 1
