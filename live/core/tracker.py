@@ -115,6 +115,8 @@ class Tracker:
             time_ns=look.time_ns, trigger=look.trigger, late_ns=late, missed=self.counts.missed
         )
         for happening in list(difference(self._tasks, look, self._attached)):
+            if happening.moment is not Moment.REAP:
+                self._gone.pop(happening.task.identity, None)  # a list that lied: it is there again
             self.receive(happening, occasion)
         for task in look.tasks:
             # Kept current, so that what is reported of a vanished task is its latest state.

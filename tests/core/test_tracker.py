@@ -383,3 +383,12 @@ def test_what_only_a_torn_look_found_inside_execve_is_missed():
     t.receive_tasks(look(task(1), forks=2))
     assert [event for event in drain(t) if event[1] == 2] == []
     assert t.counts.missed == 1
+
+
+def test_what_a_hostile_list_left_out_is_there_again():
+    t = tracker()
+    t.receive_tasks(look(task(1), task(5)))
+    t.receive_tasks(look(task(1)))
+    t.receive_tasks(look(task(1), task(5)))
+    assert [event[:2] for event in drain(t) if event[1] == 5] == [("start", 5), ("end", 5), ("start", 5)]
+    assert {process.pid for process in t.live()} == {1, 5}
