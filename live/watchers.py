@@ -101,7 +101,7 @@ class Trapper:
         self._session, self._steps, self._source = session, steps, source
         self.request = request
         """What `run` will arm."""
-        self._losses, self._lost_ns, self._resync, self._unreadable = (0, 0), 0, False, 0
+        self._losses, self._lost_ns, self._resync = (0, 0), 0, False
         self.cost = Cost()
 
     def run(self, deadline: float | None, deliver: Deliver) -> Iterator[None]:
@@ -144,10 +144,11 @@ class Trapper:
         try:
             if self._in_time(trap):
                 self._resynchronise(deliver)
+                counts = self._steps.tracker.counts
+                unreadable = counts.unreadable
                 events = self._steps.trap(trap, time.time_ns(), time.monotonic_ns() - trap.time_ns)
                 news = bool(events)
-                unreadable, self._unreadable = self._unreadable, self._steps.tracker.counts.unreadable
-                self._resync |= self._unreadable > unreadable
+                self._resync |= counts.unreadable > unreadable
                 for event in events:
                     deliver(event)
             else:

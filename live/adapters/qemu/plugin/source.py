@@ -50,8 +50,8 @@ class PluginSource:
     supports: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit})
     prefers: type = CodeHit
     guarantee = (
-        "Every trap is seen before its instruction executes, on every vCPU; traps that are held are never "
-        "dropped, and a vCPU is held no longer than the limit."
+        "Every trap is taken, on every vCPU, and read before the guest's next system call at the latest; "
+        "none that needs a look is dropped, and a vCPU waits no longer than the limit."
     )
 
     def __init__(self, path: str, memory: object, hold: float = DEFAULT_HOLD) -> None:
