@@ -81,7 +81,7 @@ class Tracker:
         self._counters: Counters | None = None
         self._tids: frozenset[tuple[int, int]] = frozenset()
         self._trapped: set[tuple[int, int]] = set()
-        self._uncounted = 0
+        self._uncounted = self._unseen = 0
         self._unfinished: set[Identity] = set()
         self._gone: dict[Identity, None] = {}
         self._out: deque[Event] = deque()
@@ -153,6 +153,7 @@ class Tracker:
         self._unfinished.discard(identity)
         if state is State.ABSENT and moment is Moment.DEATH:
             self.counts.late += 1
+            self._found_late(identity)
         process = known.process if known is not None else None
         for emit in transition.emits:
             process = self._emit(emit, task, process, occasion)
@@ -164,6 +165,16 @@ class Tracker:
         elif transition.emits and process is not None:
             self._known[identity] = _Known(task, process)
         self._tasks[identity] = task
+
+    def _found_late(self, identity: Identity) -> None:
+        """Its birth was lost, and a look that came before the trap of its death may have found it reaped."""
+        if identity in self._tids:
+            return
+        if self._unseen:  # counted as missed by that look; now it is shown
+            self._unseen -= 1
+            self.counts.missed -= 1
+        else:
+            self._trapped.add(identity)
 
     def _forget(self, identity: Identity) -> None:
         self._known.pop(identity, None)
@@ -228,7 +239,8 @@ class Tracker:
             # counted by the next look. A hostile guest that turns the counter back makes no nonsense of it.
             if created < 1 << 40:
                 unseen = created - found - self._uncounted
-                self.counts.missed += max(unseen, 0)
+                self._unseen = max(unseen, 0)
+                self.counts.missed += self._unseen
                 self._uncounted = max(-unseen, 0)
         self._counters = look.counters
         self._tids = look.tids

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from live.core.events import EndReason, ExitStatus, Identity, ProcessEnd, ProcessStart
@@ -189,6 +189,24 @@ def test_exit_status(raw, status):
     assert ExitStatus.from_kernel(raw) == status
 
 
+def test_what_a_look_counted_as_missed_and_its_death_then_shows_is_not_missed():
+    t = tracker()
+    t.receive_tasks(look())
+    t.receive_tasks(look(forks=2))  # two births were lost; one is reaped behind the fence of its death
+    assert t.counts.missed == 2
+    t.receive(Happening(Moment.DEATH, task(5, dead=True)), NOW)
+    t.receive_tasks(look(forks=2))
+    assert (t.counts.missed, t.counts.late, t.counts.starts, t.counts.ends) == (1, 1, 1, 1)
+
+
+def test_what_its_death_shows_before_any_look_counts_it_is_not_missed():
+    t = tracker()
+    t.receive_tasks(look())
+    t.receive(Happening(Moment.DEATH, task(5, dead=True)), NOW)
+    t.receive_tasks(look(forks=2))
+    assert (t.counts.missed, t.counts.late) == (1, 1)
+
+
 def test_what_the_table_does_not_list_is_counted_and_ignored():
     t = tracker()
     dead = task(5, dead=True)
@@ -341,23 +359,32 @@ def test_a_look_before_the_traps_of_what_it_saw_changes_no_balance(steps, begin,
     assert sorted(ends) == sorted(s.identity.pid for kind, s in steps if kind == "die")
 
 
-@given(histories(), st.integers(0, 40), st.integers(0, 40))
-def test_after_lost_traps_a_look_brings_the_tracker_back(steps, begin, length):
-    """Lose a run of traps, look, go on: the live processes are right from there on."""
+@settings(max_examples=1000)
+@given(histories(), st.integers(0, 40), st.integers(0, 40), st.booleans())
+def test_after_lost_traps_a_look_brings_the_tracker_back(steps, begin, length, reaped):
+    """Lose a run of traps, look, go on: the live processes are right from there on.
+
+    ``reaped``: behind the fence of a death its process is reaped before the look that comes first.
+    """
     t = tracker()
     t.receive_tasks(look())
     listed = {}
     for index, (kind, s) in enumerate(steps):
         listed.pop(s.identity, None) if kind == "reap" else listed.__setitem__(s.identity, s)
-        if not begin <= index < begin + length and kind != "reap":
-            t.receive(Happening(_MOMENTS[kind], s), NOW)
         if index == begin + length:
+            if kind == "die" and reaped:
+                del listed[s.identity]
             t.receive_tasks(look(*listed.values(), forks=sum(k == "fork" for k, _ in steps[: index + 1])))
+        if not begin <= index < begin + length and kind != "reap":
+            if kind == "fork":
+                t.created(*s.identity)
+            t.receive(Happening(_MOMENTS[kind], s), NOW)
     t.receive_tasks(look(*listed.values(), forks=sum(k == "fork" for k, _ in steps)))
     alive = {identity for identity, s in listed.items() if not s.dead}
     assert {p.identity for p in t.live()} == alive
     starts, ends = t.counts.starts, t.counts.ends
     assert starts - ends == len(alive)
+    assert t.counts.missed == sum(kind == "fork" for kind, _ in steps) - (starts - t.counts.execs)
 
 
 def test_difference_reports_disappearances_before_what_took_the_pid():
