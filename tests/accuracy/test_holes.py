@@ -71,6 +71,27 @@ def test_a_watcher_that_is_stopped_loses_and_counts_it_exactly(guest):
     assert len(last) == 20, "it did not find its way back"
 
 
+def test_a_machine_that_stands_still_makes_nobody_late(guest):
+    """Watcher and QEMU get no CPU for 2 s, as when the machine below them is suspended, with a vCPU held."""
+    with guest.truth(buffer_kib=16384) as recorder, Watch(str(guest.monitor), *OPTIONS) as watch:
+        job = guest.start(["fork-exec", "300"])
+        time.sleep(0.3)
+        for _ in range(3):
+            stood = (watch.pid, guest.pid)
+            for pid in stood:
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(0.05)  # the guest runs into its next trap
+            time.sleep(2)
+            for pid in reversed(stood):
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(0.1)
+        job.wait(120)
+        quiet(watch)
+    score = compare(recorder.truth, watch.documents)
+    assert score.exact, str(score)
+    assert watch.missed == 0
+
+
 def images(documents, name):
     """Documents of starts by exec with that name."""
     starts = [d for d in documents if (d["pse"]["event"], d["pse"]["reason"]) == ("ProcessStart", "exec")]

@@ -47,19 +47,24 @@ static void sleep_at_most(uint64_t ns, int fd)
         sched_yield();
 }
 
-/* Wait until event `seq`, of vCPU `of`, is resumed.  `fd` is written then; without one (-1), look now and then. */
+/* Wait until event `seq`, of vCPU `of`, is resumed.  `fd` is written then; without one (-1), look now and then.
+ *
+ * The limit is counted in time in which this thread could run: a machine that stood still took the reader's
+ * time, too. */
 static void await(struct shared *s, unsigned of, uint64_t seq, unsigned limit_ms, int fd)
 {
-    uint64_t begin = now(), end = begin + limit_ms * 1000000ull, t;
+    uint64_t begin = now(), left = limit_ms * 1000000ull, nap = fd < 0 ? NAP_NS : SLICE_NS, t;
     while (reader && s->vcpu[of].resumed < seq) {
         if ((t = now()) - begin < spin_ns)
             continue;
-        if (t >= end) {
+        if (!left) {
             s->timeouts++;
             late = s->head;
             break;
         }
-        sleep_at_most(fd < 0 && end - t > NAP_NS ? NAP_NS : end - t, fd);
+        sleep_at_most(left < nap ? left : nap, fd);
+        uint64_t slept = now() - t, counted = slept < SLICE_NS ? slept : SLICE_NS;
+        left -= left < counted ? left : counted;
     }
     s->waited_ns += now() - begin;
 }

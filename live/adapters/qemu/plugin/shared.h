@@ -67,7 +67,7 @@ struct vcpu {
     _Atomic uint64_t fence;                                                 /* sequence of its last event of that kind */
     GByteArray *buffer;
 };
-enum { SPIN_NS = 200000, NAP_NS = 50000 };
+enum { SPIN_NS = 200000, NAP_NS = 50000, SLICE_NS = 20000000 };
 struct codes { size_t n; uint64_t at[]; };
 
 extern unsigned n_vcpus;
