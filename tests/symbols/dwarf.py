@@ -12,12 +12,17 @@ names, as DWARF has one for each compilation unit.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# drgn indexes in parallel and offers the definition that a thread was first to find; with one, it is always
+# the same.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import drgn
 
