@@ -175,7 +175,7 @@ def test_old_qemu_has_no_plugin_mode_and_says_so(boot: Boot) -> None:
         choice.source.close()
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("seconds", [5, pytest.param(120, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("mode", ["plugin", "gdbstub"])
 def test_attaching_and_detaching_leave_nothing(boot: Boot, mode: str, seconds: float) -> None:
     """No descriptor, thread or memory: neither ours nor QEMU's."""
