@@ -16,7 +16,7 @@ def every_workload(kernel, n):
     return [list(work.argv) for work in workloads(n, group_exit=kernel != "5.10")]
 
 
-@pytest.mark.parametrize("kernel", ["5.10", "6.1", "6.12", "7.2"])
+@pytest.mark.parametrize("kernel", ["5.10", pytest.param("6.1", marks=pytest.mark.deep), "6.12", "7.2"])
 def test_plugin_mode_is_exact(kernel):
     with trappable(GuestSpec(kernel=kernel)) as guest:
         outcome = measure(guest, "plugin", every_workload(kernel, 3))
@@ -42,7 +42,7 @@ def test_plugin_mode_is_exact_on_many_cpus_and_with_pti(spec):
 @pytest.mark.parametrize(
     "spec",
     [
-        GuestSpec(kernel="5.10", cpus=2),
+        pytest.param(GuestSpec(kernel="5.10", cpus=2), marks=pytest.mark.deep),
         GuestSpec(kernel="6.12", cpu_model="Skylake-Client"),
         GuestSpec(kernel="7.2", cpus=4),
         GuestSpec(qemu="7.2"),
