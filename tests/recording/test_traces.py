@@ -1,11 +1,14 @@
 """Bugs that were found on real guests do not come back: each trace is replayed, and tells its story."""
 
+import json
+
 import pytest
 
 from live import ecs
 from live.adapters.recording import open_recording
 from live.core.events import StartReason
 from live.recording.replay import Replay
+from tests.recording.races import RACES, result_of
 from tests.recording.traces import BUGS, LIMIT, TRACES, golden, since_attach, story
 
 
@@ -42,5 +45,20 @@ def test_what_the_traces_were_made_to_show():
 
 def test_there_is_nothing_else_and_it_is_small():
     files = sorted(TRACES.iterdir())
-    assert [path.name for path in files] == sorted(f"{n}.{s}" for n in BUGS for s in ("jsonl", "pse"))
+    names = [f"{name}.{kind}" for name in BUGS for kind in ("jsonl", "pse")]
+    names += [f"{name}.{kind}" for name in RACES for kind in ("json", "pse")]
+    assert [path.name for path in files] == sorted(names)
     assert sum(path.stat().st_size for path in files) <= LIMIT
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_a_race_is_counted_as_the_guests_own_tracer_says(name):
+    path = TRACES / f"{name}.pse"
+    created = {tuple(identity) for identity in json.loads((TRACES / f"{name}.json").read_text())}
+    with open_recording(path) as recording:
+        replay = Replay(recording)
+        assert list(replay.events())
+        assert (replay.differences, recording.header.mode) == (0, RACES[name].mode)
+    result = result_of(path)
+    assert result.true(created), RACES[name].wrong
+    assert len(result.seen) > 0 < result.missed

@@ -20,7 +20,7 @@ from tests.recording.reduce import reduce_symbols
 from tests.recording.run import record, trappable
 
 TRACES = DATA / "traces"
-LIMIT = 1500 << 10
+LIMIT = 2048 << 10
 """Bytes of all of them together."""
 
 
