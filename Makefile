@@ -3,7 +3,8 @@ SHELL := /bin/sh
 VENV ?= .venv
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
-WHEEL := $(VENV)/.wheel
+# Processes that run tests side by side; each has guests of its own.
+WORKERS ?= 2
 
 .PHONY: demo test deep unit check bench wheel clean
 
@@ -33,7 +34,8 @@ test:
 	$(VENV)-test/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(VENV)-test/bin/python -m pip install --quiet "$$(echo build/wheel/*.whl)[test]"
 	mkdir build/check && cp -R tests setup.cfg build/check/
-	cd build/check && PSE_CHECKOUT="$(CURDIR)" "$(CURDIR)/$(VENV)-test/bin/python" -m pytest $(PYTEST_ARGS)
+	cd build/check && PSE_CHECKOUT="$(CURDIR)" "$(CURDIR)/$(VENV)-test/bin/python" -m pytest \
+		--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # The combinations that `make test` leaves out.
 deep:
