@@ -1,11 +1,14 @@
 """What watching costs the guest: five workloads, plain QEMU against each mode, alternating in one run.
 
-    python -m tests.bench.overhead [--rounds N] [--cpu MODEL] [--modes NAME,NAME] [--workloads NAME,NAME]
+    python -m tests.bench.overhead [--rounds N] [--pairs N] [--cpu MODEL] [--modes NAME,...] [--workloads ...]
 
-Ratios to plain QEMU: wall time, median over the rounds with the smallest and the largest; and the least wall
-and CPU time (of the QEMU process) in any round against plain QEMU's least, which other load on the machine
-disturbs less.  In a round the best of a few runs counts, for plain QEMU right before the watched one.  Every
-command has been run once before it is timed, as attaching empties QEMU's translation cache.
+Two guests are up, and only one of them is watched.  A workload runs in both, one after the other, and the
+two runs make a pair; which goes first changes each time.  Every round has two new guests: by where QEMU's
+memory and what it generates happen to lie, even two plain guests differ by some percent (and by more if their
+kernels lie elsewhere, so both have `nokaslr`).  Printed are ratios, watched to plain, of wall time and of CPU
+time (of QEMU's process): the median of the rounds, each by the median of its pairs, with the 95 % confidence
+interval of that median; and the smallest and the largest of the rounds.
+Every command has run in both guests before it is timed, as attaching empties QEMU's translation cache.
 The modes `poll`, `plugin` and `gdbstub` are `pse watch --json`, with every process event on; the others are
 what else the trap sources offer, with a reader that looks at guest memory for 100 us at each held trap.
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import signal
@@ -27,9 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from live.adapters.qemu import attach
@@ -69,7 +72,6 @@ MODES = {
     "gdbstub": "pse watch --mode gdbstub",
 }
 WATCHES = ("poll", "plugin", "gdbstub")
-REPEATS = 3
 
 
 def look(memory: memoryview | None, until: int) -> None:
@@ -221,54 +223,64 @@ def once(guest: Guest, command: str) -> tuple[float, float]:
     return time.monotonic() - wall, cpu_seconds(guest.pid) - cpu
 
 
-def timed(guest: Guest, command: str) -> tuple[float, float]:
-    """The best of a few, after a run that lets QEMU translate everything."""
-    guest.run(command, timeout=600)
-    return min(once(guest, command) for _ in range(REPEATS))
+@dataclass
+class Pairs:
+    """What one mode did to one workload: (wall, CPU of QEMU) seconds of plain and watched runs, by round."""
+
+    rounds: list[list[tuple[float, float, float, float]]] = field(default_factory=list)
+    watch: Watch = field(default_factory=Watch)
+
+    def ratios(self, at: int) -> list[list[float]]:
+        """By round; ``at`` 0 for wall, 1 for CPU time."""
+        return [[pair[2 + at] / pair[at] for pair in pairs] for pairs in self.rounds]
+
+    def row(self) -> str:
+        """The columns of the table."""
+        walls, cpus = ([statistics.median(one) for one in self.ratios(at)] for at in (0, 1))
+        runs = sum(map(len, self.rounds))
+        traps = self.watch.traps // (len(self.rounds[-1]) + 1)
+        counts = f"{runs:5} {traps:6} {self.watch.late:5}"
+        return f"{interval(walls)} {min(walls):5.2f}-{max(walls):.2f}  {interval(cpus)} {counts}"
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median [smallest-largest]."""
-    return f"{statistics.median(values):5.2f} [{min(values):.2f}-{max(values):.2f}]"
+Results = dict[tuple[str, str], Pairs]
+"""By workload and mode."""
 
 
-def measure(plain: Guest, watched: Guest, rounds: int, modes: list[str], names: list[str]) -> None:
-    """The workloads that run in a guest that is up."""
+def interval(values: Sequence[float]) -> str:
+    """Median [its 95 % confidence interval, by order statistics: no distribution is assumed]."""
+    ordered = sorted(values)
+    half = 0.98 * math.sqrt(len(ordered))
+    low = max(math.floor(len(ordered) / 2 - half), 0)
+    high = min(math.ceil(len(ordered) / 2 + half), len(ordered) - 1)
+    return f"{statistics.median(ordered):5.3f} [{ordered[low]:.3f}-{ordered[high]:.3f}]"
+
+
+def paired(plain: Guest, watched: Guest, command: str, count: int) -> list[tuple[float, float, float, float]]:
+    """Run it in both, ``count`` times each."""
+    for guest in (plain, watched):
+        once(guest, command)
+    pairs = []
+    for number in range(count):
+        if number % 2:
+            after, before = once(watched, command), once(plain, command)
+        else:
+            before, after = once(plain, command), once(watched, command)
+        pairs.append((*before, *after))
+    return pairs
+
+
+def measure(plain: Guest, watched: Guest, results: Results, count: int) -> None:
+    """One round of the workloads that run in a guest that is up."""
     addresses = addresses_of(watched)
-    titles = f"{'wall ratio':>18} {'least wall':>10} {'CPU':>5}  traps  late   PANDA (quoted)"
-    print(f"\n{'workload':22} {'mode':13} {titles}")
-    for name in names:
-        command = WORKLOADS[name]
-        results: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-        seen: dict[str, Watch] = {}
-        for _ in range(rounds):
-            for mode in modes:
-                base = timed(plain, command)
-                results["plain"].append((1.0, *base))
-                with watching(watched, mode, addresses) as watch:
-                    got = timed(watched, command)
-                seen[mode] = watch
-                results[mode].append((got[0] / base[0], *got))
-        _, walls, cpus = zip(*results["plain"], strict=True)
-        print(f"{name:22} {'plain':13} {statistics.median(walls):8.3f} s {min(walls):18.3f} s")
-        for mode in modes:
-            ratios, wall, cpu = zip(*results[mode], strict=True)
-            least = f"{min(wall) / min(walls):10.2f} {min(cpu) / min(cpus):5.2f}"
-            note = f"{seen[mode].traps:6} {seen[mode].late:5}   {PANDA[name]}"
-            print(f"{'':22} {mode:13} {spread(ratios):>18} {least} {note}", flush=True)
+    for (name, mode), pairs in results.items():
+        with watching(watched, mode, addresses) as pairs.watch:
+            pairs.rounds.append(paired(plain, watched, WORKLOADS[name], count))
 
 
-def measure_boot(cpu_model: str, argument: str, rounds: int) -> None:
-    """Boot: nothing can be attached yet, so only the loaded plugin counts."""
-    walls, cpus = [], []
-    for _ in range(rounds):
-        with Guest(GuestSpec(cpu_model=cpu_model)) as guest:
-            base = (guest.boot_seconds, cpu_seconds(guest.pid))
-        with Guest(GuestSpec(cpu_model=cpu_model, plugins=(argument,))) as guest:
-            walls.append(guest.boot_seconds / base[0])
-            cpus.append((base[1], cpu_seconds(guest.pid)))
-    least = min(after for _, after in cpus) / min(before for before, _ in cpus)
-    print(f"{BOOT:22} {'plugin idle':13} {spread(walls):>18} {'':10} {least:5.2f} {'':12}   {PANDA[BOOT]}")
+def booted(guest: Guest) -> tuple[float, float]:
+    """(wall, CPU of QEMU) seconds that the boot took."""
+    return guest.boot_seconds, cpu_seconds(guest.pid)
 
 
 def measure_rate(watched: Guest) -> None:
@@ -277,32 +289,54 @@ def measure_rate(watched: Guest) -> None:
     print(f"\n{'mode':13} {'traps':>6} {'us a trap':>10} {'a second':>9}   (vfs_write trapped; dd bs=1)")
     for mode, count in (("plugin", 20000), ("gdbstub", 100)):
         command = f"dd if=/dev/zero of=/dev/null bs=1 count={count} 2>/dev/null"
-        without = timed(watched, command)[0]
+        once(watched, command)
+        without = min(once(watched, command)[0] for _ in range(3))
         with watching(watched, f"{mode}:rate", addresses) as watch:
             wall = once(watched, command)[0]
         each = (wall - without) / watch.traps * 1e6
         print(f"{mode:13} {watch.traps:6} {each:10.1f} {watch.traps / wall:9.0f}")
 
 
+def show(results: Results) -> None:
+    """Print the table."""
+    titles = f"{'wall ratio':>19} {'rounds':>10}  {'CPU ratio':>19} {'pairs':>5} {'traps':>6}  late"
+    print(f"\n{'workload':22} {'mode':13} {titles}   PANDA (quoted)")
+    last = ""
+    for (name, mode), pairs in results.items():
+        if name != last:
+            seconds = [pair[0] for one in pairs.rounds for pair in one]
+            print(f"{name:22} {'plain':13} {statistics.median(seconds):8.3f} s")
+        print(f"{'':22} {mode:13} {pairs.row()}   {PANDA[name]}")
+        last = name
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=4, help="of each workload in a round")
     parser.add_argument("--modes", default=",".join(MODES), help="which, separated by commas")
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="which, separated by commas")
     parser.add_argument("--cpu", default="qemu64", help="Skylake-Client has page-table isolation on")
     options = parser.parse_args(arguments or [])
     for mode, text in MODES.items():
         print(f"{mode:13} {text}")
+    modes, names = options.modes.split(","), options.workloads.split(",")
+    # Nothing can be attached to a guest that boots, so only the loaded plugin counts there.
+    boots, results = Pairs(), {(name, mode): Pairs() for name in names for mode in modes}
     with tempfile.TemporaryDirectory(prefix="pse-bench-") as directory:
         argument = build.argument(Path(directory) / "plugin")
-        with (
-            Guest(GuestSpec(cpu_model=options.cpu)) as plain,
-            Guest(GuestSpec(cpu_model=options.cpu, plugins=(argument,))) as watched,
-        ):
-            measure(plain, watched, options.rounds, options.modes.split(","), options.workloads.split(","))
-            measure_rate(watched)
-        measure_boot(options.cpu, argument, min(options.rounds, 3))
+        for number in range(1, options.rounds + 1):
+            print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
+            with (
+                Guest(GuestSpec(cpu_model=options.cpu, kaslr=False)) as plain,
+                Guest(GuestSpec(cpu_model=options.cpu, kaslr=False, plugins=(argument,))) as watched,
+            ):
+                boots.rounds.append([(*booted(plain), *booted(watched))])
+                measure(plain, watched, results, options.pairs)
+                if number == options.rounds:
+                    measure_rate(watched)
+    show({(BOOT, "plugin idle"): boots, **results})
 
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ def print_tables(image: str, pakunoda: str | None) -> None:
                 )
             ]
             seconds = f"{min(run.seconds for run in runs):.2f}"
-            rows_shown = {len(run.rows) for run in runs}
-            table.add_row(f"vol linux.pslist, {turn} time, {rows_shown} rows", "", seconds, str(REPEAT))
+            counts = ", ".join(sorted({str(len(run.rows)) for run in runs}))
+            table.add_row(f"vol linux.pslist, {turn} time, {counts} rows", "", seconds, str(REPEAT))
     rich.console.Console(width=90).print(table)
 
 
