@@ -314,7 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=4, help="of each workload in a round")
+    parser.add_argument("--pairs", type=int, default=2, help="of each workload in a round")
     parser.add_argument("--modes", default=",".join(MODES), help="which, separated by commas")
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="which, separated by commas")
     parser.add_argument("--cpu", default="qemu64", help="Skylake-Client has page-table isolation on")
