@@ -3,12 +3,14 @@
     python -m tests.bench.overhead [--rounds N] [--pairs N] [--cpu MODEL] [--modes NAME,...] [--workloads ...]
 
 Two guests are up, and only one of them is watched.  A workload runs in both, one after the other, and the
-two runs make a pair; which goes first changes each time.  Every round has two new guests: by where QEMU's
-memory and what it generates happen to lie, even two plain guests differ by some percent (and by more if their
-kernels lie elsewhere, so both have `nokaslr`).  Printed are ratios, watched to plain, of wall time and of CPU
-time (of QEMU's process): the median of the rounds, each by the median of its pairs, with the 95 % confidence
-interval of that median; and the smallest and the largest of the rounds.
-Every command has run in both guests before it is timed, as attaching empties QEMU's translation cache.
+two runs make a pair; which goes first changes each time, and the other guest stands meanwhile.  Every round
+has two new QEMUs: by where their memory and what they generate happen to lie, even two plain ones differ by
+some percent.  Both go on from the saved state of one guest, so that nothing else differs; every ten rounds
+it is another guest's, with another KASLR.  Printed are ratios, watched to plain, of wall time and of CPU
+time (of QEMU's process): the median of the rounds, each by the median of its pairs, with the 95 %
+confidence interval of that median; and the smallest and the largest of the rounds.
+Attaching empties QEMU's translation cache, so the first run takes about 1.3 times as long, and the second
+one is a few percent slower still: in both guests a command has run three times before it is timed.
 The modes `poll`, `plugin` and `gdbstub` are `pse watch --json`, with every process event on; the others are
 what else the trap sources offer, with a reader that looks at guest memory for 100 us at each held trap.
 
@@ -32,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from live.adapters.qemu import attach
@@ -61,6 +63,8 @@ PANDA = {
     "shell loop": "3.5",
 }
 RATED = "vfs_write"
+WARM = 3
+"""Untimed runs before the timed ones: by then QEMU has generated what it needs."""
 PROCESS_CALLS = "56,57,58,59,60,231,322,435"
 MODES = {
     "poll": "pse watch --mode poll",
@@ -238,7 +242,7 @@ class Pairs:
         """The columns of the table."""
         walls, cpus = ([statistics.median(one) for one in self.ratios(at)] for at in (0, 1))
         runs = sum(map(len, self.rounds))
-        traps = self.watch.traps // (len(self.rounds[-1]) + 1)
+        traps = self.watch.traps // (len(self.rounds[-1]) + WARM)
         counts = f"{runs:5} {traps:6} {self.watch.late:5}"
         return f"{interval(walls)} {min(walls):5.2f}-{max(walls):.2f}  {interval(cpus)} {counts}"
 
@@ -257,16 +261,16 @@ def interval(values: Sequence[float]) -> str:
 
 
 def paired(plain: Guest, watched: Guest, command: str, count: int) -> list[tuple[float, float, float, float]]:
-    """Run it in both, ``count`` times each."""
-    for guest in (plain, watched):
-        once(guest, command)
+    """Run it in both, ``count`` times each, while the other one stands."""
     pairs = []
-    for number in range(count):
-        if number % 2:
-            after, before = once(watched, command), once(plain, command)
-        else:
-            before, after = once(plain, command), once(watched, command)
-        pairs.append((*before, *after))
+    for number in range(-WARM, count):
+        times = {}
+        for guest, other in ((plain, watched), (watched, plain))[:: -1 if number % 2 else 1]:
+            other.stop()
+            times[guest] = once(guest, command)
+            other.cont()
+        if number >= 0:
+            pairs.append((*times[plain], *times[watched]))
     return pairs
 
 
@@ -289,12 +293,18 @@ def measure_rate(watched: Guest) -> None:
     print(f"\n{'mode':13} {'traps':>6} {'us a trap':>10} {'a second':>9}   (vfs_write trapped; dd bs=1)")
     for mode, count in (("plugin", 20000), ("gdbstub", 100)):
         command = f"dd if=/dev/zero of=/dev/null bs=1 count={count} 2>/dev/null"
-        once(watched, command)
+        for _ in range(WARM):
+            once(watched, command)
         without = min(once(watched, command)[0] for _ in range(3))
         with watching(watched, f"{mode}:rate", addresses) as watch:
             wall = once(watched, command)[0]
         each = (wall - without) / watch.traps * 1e6
         print(f"{mode:13} {watch.traps:6} {each:10.1f} {watch.traps / wall:9.0f}")
+
+
+def progress(text: str) -> None:
+    """Say how far it is."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def show(results: Results) -> None:
@@ -316,27 +326,34 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=2, help="of each workload in a round")
     parser.add_argument("--modes", default=",".join(MODES), help="which, separated by commas")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="which, separated by commas")
+    everything = ",".join((BOOT, *WORKLOADS))
+    parser.add_argument("--workloads", default=everything, help="which, separated by commas")
     parser.add_argument("--cpu", default="qemu64", help="Skylake-Client has page-table isolation on")
     options = parser.parse_args(arguments or [])
     for mode, text in MODES.items():
         print(f"{mode:13} {text}")
     modes, names = options.modes.split(","), options.workloads.split(",")
     # Nothing can be attached to a guest that boots, so only the loaded plugin counts there.
-    boots, results = Pairs(), {(name, mode): Pairs() for name in names for mode in modes}
+    boots, results = Pairs(), {(name, mode): Pairs() for name in names if name != BOOT for mode in modes}
     with tempfile.TemporaryDirectory(prefix="pse-bench-") as directory:
-        argument = build.argument(Path(directory) / "plugin")
-        for number in range(1, options.rounds + 1):
-            print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
-            with (
-                Guest(GuestSpec(cpu_model=options.cpu, kaslr=False)) as plain,
-                Guest(GuestSpec(cpu_model=options.cpu, kaslr=False, plugins=(argument,))) as watched,
-            ):
-                boots.rounds.append([(*booted(plain), *booted(watched))])
+        spec = GuestSpec(cpu_model=options.cpu)
+        loaded = replace(spec, plugins=(build.argument(Path(directory) / "plugin"),))
+        if BOOT in names:
+            for number in range(options.rounds):
+                progress(f"boot {number + 1} of {options.rounds}")
+                with Guest(spec) as plain, Guest(loaded) as watched:
+                    boots.rounds.append([(*booted(plain), *booted(watched))])
+        state = Path(directory) / "state"
+        for number in range(options.rounds):
+            progress(f"round {number + 1} of {options.rounds}")
+            if number % 10 == 0:
+                with Guest(spec) as plain:
+                    plain.save(state)
+            with Guest(replace(spec, state=state)) as plain, Guest(replace(loaded, state=state)) as watched:
                 measure(plain, watched, results, options.pairs)
-                if number == options.rounds:
+                if number + 1 == options.rounds:
                     measure_rate(watched)
-    show({(BOOT, "plugin idle"): boots, **results})
+    show({(BOOT, "plugin idle"): boots, **results} if BOOT in names else results)
 
 
 if __name__ == "__main__":

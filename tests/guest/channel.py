@@ -108,6 +108,12 @@ class Channel:
         """Wait for the prompt of the guest's first process."""
         self.wait_for(lambda: self._jobs[0].status is not None, timeout, "boot")
 
+    def booted(self) -> None:
+        """Say that the guest's first process is at its prompt already, with jobs of somebody else perhaps."""
+        with self._changed:
+            self._jobs[0].status = 0
+            self._next = 1_000_000  # theirs have smaller numbers
+
     def start(self, argv: list[str], what: str) -> Job:
         return self._submit("run", b"".join(word.encode() + b"\0" for word in argv), what)
 

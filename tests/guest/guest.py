@@ -82,6 +82,11 @@ class Guest:
 
     def wait_ready(self, timeout: float = BOOT_TIMEOUT) -> None:
         """Wait until the guest takes commands."""
+        if self.spec.state:
+            while self.qmp("query-status")["status"] == "inmigrate":
+                time.sleep(0.01)
+            self.cont()
+            self._channel.booted()
         self._channel.wait_ready(timeout)
         self.boot_seconds = time.monotonic() - self._started
 
@@ -149,6 +154,8 @@ class Guest:
             arguments.append("-no-reboot")
         if spec.paused:
             arguments.append("-S")
+        if spec.state:
+            arguments += ["-incoming", f"file:{spec.state}"]
         return [*arguments, *spec.extra]
 
     # -- commands in the guest
@@ -218,6 +225,15 @@ class Guest:
 
     def cont(self) -> None:
         self.qmp("cont")
+
+    def save(self, path: Path) -> None:
+        """Stop the guest for good, and write its whole state: any number of guests can go on from it."""
+        self.stop()
+        self.qmp("migrate", uri=f"file:{path.absolute()}")
+        while (status := self.qmp("query-migrate")["status"]) != "completed":
+            if status == "failed":
+                raise GuestError(self._diagnose(f"the guest's state could not be written to {path}"))
+            time.sleep(0.05)
 
     def dump_elf(self, path: Path) -> Path:
         """Write guest memory as QEMU's ELF core."""

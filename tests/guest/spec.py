@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -32,6 +33,8 @@ class GuestSpec:
     """Let the guest reboot. If not, a reboot (and so a panic) ends QEMU."""
     stress: bool = False
     """Put stress-ng into the initramfs."""
+    state: Path | None = None
+    """Do not boot, but go on from what Guest.save() wrote of a guest with the same spec."""
     plugins: tuple[str, ...] = ()
     """Arguments of ``-plugin``: path of the shared object, then its options, separated by commas."""
     extra: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,21 @@ def test_dumps_are_the_guests_memory(boot: Boot, tmp_path: Path, ram: str) -> No
 
 
 @pytest.mark.guest
+def test_guests_go_on_from_a_saved_state(tmp_path: Path) -> None:
+    spec, state = GuestSpec(), tmp_path / "state"
+    with Guest(spec) as guest:
+        sleeper = guest.start(["sleep", "1000"]).wait_pid()
+        guest.save(state)
+    later = replace(spec, state=state)
+    with Guest(later) as one, Guest(later) as two:
+        for guest in (one, two):
+            assert sleeper in {entry.pid for entry in guest.proc_list()}
+        one.run(f"kill {sleeper}")
+        while sleeper in {entry.pid for entry in one.proc_list()}:
+            time.sleep(0.1)
+        assert sleeper in {entry.pid for entry in two.proc_list()}
+
+
 def test_nothing_is_left() -> None:
     before = _leftovers()
     with Guest(GuestSpec(ram="file")) as guest:
