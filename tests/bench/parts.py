@@ -112,12 +112,12 @@ def middle(guest: Runs, part: str, at: int) -> float:
     return statistics.median(run[at] for run in guest[part])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--guests", type=int, default=10)
     parser.add_argument("--runs", type=int, default=6, help="of each part in a guest")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments or [])
     guests = []
     for number in range(options.guests):
         print(f"guest {number + 1} of {options.guests}", file=sys.stderr, flush=True)
@@ -136,4 +136,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["reader"]:
         reader(sys.argv[2])
     else:
-        main()
+        main(sys.argv[1:])
