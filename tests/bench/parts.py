@@ -24,16 +24,18 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 from live.core.traps import TrapRequest
 from live.session import Session
 from live.stepper import Stepper
 from tests.accuracy.run import trappable
-from tests.bench.overhead import WARM, WORKLOADS, interval, once
+from tests.bench.overhead import WARM, WORKLOADS, interval, once, progress
 from tests.guest.spec import GuestSpec
 
 COMMAND = "200 fork + exec"
 PROCESSES = 201
+"""The shell, too."""
 PARTS = ("off", "looking", "traps", "watching")
 Runs = dict[str, list[tuple[float, float, float]]]
 """By part: (wall seconds, CPU seconds of QEMU, us waited a process) of each run."""
@@ -49,7 +51,7 @@ def reader(target: str) -> None:
         source = session.choose("plugin").source
         assert source is not None
         request = session.request(source)
-        armed = TrapRequest(code=request.code, fences=stepper.points.fences)
+        armed = replace(request, fences=stepper.points.fences)
         renderer = JsonRenderer(nowhere, session.system, host=session.name, mode="plugin")
         source.arm(armed)  # now, so that no part has to have code generated anew
         _hurry()
@@ -120,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments or [])
     guests = []
     for number in range(options.guests):
-        print(f"guest {number + 1} of {options.guests}", file=sys.stderr, flush=True)
+        progress(f"guest {number + 1} of {options.guests}")
         guests.append(one_guest(options.runs))
     print(f"{'part':10} {'wall ratio':>19}  {'CPU ratio':>19}  us waited a process")
     for part in PARTS:

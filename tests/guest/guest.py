@@ -84,6 +84,8 @@ class Guest:
         """Wait until the guest takes commands."""
         if self.spec.state:
             while self.qmp("query-status")["status"] == "inmigrate":
+                if time.monotonic() - self._started > timeout:
+                    raise GuestTimeout(self._diagnose(f"{self.spec.state} was not read within {timeout:g} s"))
                 time.sleep(0.01)
             self.cont()
             self._channel.booted()

@@ -189,6 +189,7 @@ def test_guests_go_on_from_a_saved_state(tmp_path: Path) -> None:
         assert sleeper in {entry.pid for entry in two.proc_list()}
 
 
+@pytest.mark.guest
 def test_nothing_is_left() -> None:
     before = _leftovers()
     with Guest(GuestSpec(ram="file")) as guest:
