@@ -18,10 +18,15 @@ def main(names: list[str]) -> int:
     found = sorted(
         module.name for module in pkgutil.iter_modules(bench.__path__) if module.name != "__main__"
     )
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        print(
+            f"there is no benchmark {', '.join(unknown)}; there are: {', '.join(found)}. "
+            "One that has options takes them as python -m tests.bench.NAME --help says.",
+            file=sys.stderr,
+        )
+        return 2
     for name in names or found:
-        if name not in found:
-            print(f"there is no benchmark {name}; there are: {', '.join(found)}", file=sys.stderr)
-            return 2
         print(f"\n== {name}", flush=True)
         module = importlib.import_module(f"tests.bench.{name}")
         if hasattr(module, "main"):

@@ -26,6 +26,7 @@ import sys
 import time
 from dataclasses import replace
 
+from live.adapters.qemu.plugin.source import PluginSource
 from live.core.traps import TrapRequest
 from live.session import Session
 from live.stepper import Stepper
@@ -49,7 +50,7 @@ def reader(target: str) -> None:
     with Session(target) as session, open(os.devnull, "w") as nowhere:
         stepper = Stepper(session.kernel, session.processes)
         source = session.choose("plugin").source
-        assert source is not None
+        assert isinstance(source, PluginSource)
         request = session.request(source)
         armed = replace(request, fences=stepper.points.fences)
         renderer = JsonRenderer(nowhere, session.system, host=session.name, mode="plugin")
@@ -58,6 +59,9 @@ def reader(target: str) -> None:
         stepper.look(0, "attach")
         part, before = "off", 0
         while True:
+            if part == "looking":
+                for _ in range(2):
+                    source.lookout.trap(time.monotonic_ns())
             trap = source.wait(0 if part == "looking" else 0.02)
             if trap is not None:
                 events = stepper.trap(trap, 0, 0) if part == "watching" else []

@@ -2,10 +2,7 @@
 
 Theory of operation: trap.c.  The ring is the only way of events; while we sleep, an eventfd says that a held
 one is in it.  What is merely recorded does not wake us, so a wait looks at the ring again after `_GLANCE`.
-
-To be woken takes longer than to handle a trap, and the vCPU stands meanwhile.  So after two traps in
-quick succession the next one is looked for, for `_EAGER_NS`, before we sleep: what KVM does when a vCPU
-halts.  Only where the host has a CPU more than the guest has vCPUs.
+While traps are likely we do not sleep: lookout.py.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ import struct
 import time
 
 from live.adapters.qemu.plugin import protocol
+from live.adapters.qemu.plugin.lookout import Lookout
 from live.core.errors import GuestGone, MemoryFault, NoTarget, NotPermitted, TargetError
 from live.core.memory import Segment
 from live.core.traps import AsidChange, CodeHit, Syscall, Trap, TrapCounters, TrapRequest
@@ -26,7 +24,6 @@ from live.core.traps import AsidChange, CodeHit, Syscall, Trap, TrapCounters, Tr
 DEFAULT_HOLD = 1.0
 """Seconds that a vCPU is held at most."""
 _GLANCE = 0.02
-_EAGER_NS = 2_000_000
 _CONNECT_TIMEOUT = 2.0
 _ARM_TIMEOUT = 10.0
 """Seconds for new code addresses to be in force (milliseconds, unless QEMU hangs)."""
@@ -88,8 +85,7 @@ class PluginSource:
         self._view = memoryview(self._map)
         self._ring = protocol.RING_OFFSET.unpack_from(self._view, protocol.RING_OFFSET_AT)[0]
         self._tail = 0
-        self._spare = len(os.sched_getaffinity(0)) > self.vcpu_count
-        self._eager_until = self._taken = 0
+        self.lookout = Lookout(spare=len(os.sched_getaffinity(0)) > self.vcpu_count)
         self._poll = select.poll()
         self._poll.register(self._descriptors[1], select.POLLIN)
         self._poll.register(self._socket, select.POLLIN)
@@ -138,7 +134,7 @@ class PluginSource:
     def _await_flush(self, number: int) -> None:
         deadline = time.monotonic() + _ARM_TIMEOUT
         while self._word(protocol.FLUSHES_AT) < number:
-            if self._head() != self._tail:
+            if not self._nothing():
                 return  # a vCPU is held or waits to be; the flush follows when it goes on
             if self._hung_up():
                 raise self._gone()
@@ -150,6 +146,9 @@ class PluginSource:
 
     def _head(self) -> int:
         return self._word(protocol.HEAD_AT)
+
+    def _nothing(self) -> bool:
+        return self._head() == self._tail
 
     def _hung_up(self) -> bool:
         return any(
@@ -164,16 +163,16 @@ class PluginSource:
     def wait(self, timeout: float | None) -> Trap | None:
         """See `live.core.traps.TrapSource.wait`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._look_eagerly()
-        while self._head() == self._tail:
+        self.lookout.look(self._nothing)
+        while self._nothing():
             rest = _GLANCE if deadline is None else min(_GLANCE, deadline - time.monotonic())
             for number, _flags in self._sleep(max(rest, 0) * 1000):
                 if number == self._descriptors[1]:
                     with contextlib.suppress(BlockingIOError):
                         os.read(number, 8)
-                elif self._head() == self._tail:
+                elif self._nothing():
                     raise self._gone()
-            if deadline is not None and time.monotonic() >= deadline and self._head() == self._tail:
+            if deadline is not None and time.monotonic() >= deadline and self._nothing():
                 return None
         at = self._ring + self._tail % self._slots * protocol.EVENT_SIZE
         trap = protocol.decode_event(self._view, at)
@@ -183,9 +182,7 @@ class PluginSource:
         self._delivered += 1
         if trap.held:
             self._held[trap.vcpu] = trap.sequence, fenced
-        if self._spare:
-            before, self._taken = self._taken, trap.time_ns
-            self._eager_until = trap.time_ns + _EAGER_NS if trap.time_ns - before < _EAGER_NS else 0
+        self.lookout.trap(trap.time_ns)
         return trap
 
     def _sleep(self, milliseconds: float) -> list[tuple[int, int]]:
@@ -193,15 +190,10 @@ class PluginSource:
         _U64.pack_into(self._view, protocol.ASLEEP_AT, 1)
         # The poll between the two keeps the CPU from looking at the head before our word is seen.
         ready = self._poll.poll(0)
-        if not ready and self._head() == self._tail:
+        if not ready and self._nothing():
             ready = self._poll.poll(milliseconds)
         _U64.pack_into(self._view, protocol.ASLEEP_AT, 0)
         return ready
-
-    def _look_eagerly(self) -> None:
-        head = self._head
-        while head() == self._tail and time.monotonic_ns() < self._eager_until:
-            self._poll.poll(0)  # lets other threads of ours run; time.sleep(0) takes 80 us
 
     def resume(self, trap: Trap, *, news: bool = True) -> None:
         """See `live.core.traps.TrapSource.resume`."""
