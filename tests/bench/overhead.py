@@ -1,14 +1,16 @@
 """What watching costs the guest: five workloads, plain QEMU against each mode, alternating in one run.
 
     python -m tests.bench.overhead [--rounds N] [--pairs N] [--cpu MODEL] [--modes NAME,...] [--workloads ...]
+    python -m tests.bench.overhead --noise [...]
 
 Two guests are up, and only one of them is watched.  A workload runs in both, one after the other, and the
 two runs make a pair; which goes first changes each time, and the other guest stands meanwhile.  Every round
-has two new QEMUs: by where their memory and what they generate happen to lie, even two plain ones differ by
-some percent.  Both go on from the saved state of one guest, so that nothing else differs; every ten rounds
-it is another guest's, with another KASLR.  Printed are ratios, watched to plain, of wall time and of CPU
-time (of QEMU's process): the median of the rounds, each by the median of its pairs, with the 95 %
-confidence interval of that median; and the smallest and the largest of the rounds.
+has two new QEMUs, which go on from the saved state of one guest, so that nothing else differs; the next round
+has another one's, with another KASLR.  Printed are ratios, watched to plain, of wall time and of CPU time (of
+QEMU's process): the median of the rounds, each by the median of its pairs, with the 95 % confidence interval
+of that median; and the smallest and the largest of the rounds.
+--noise compares plain QEMU with plain QEMU.  On a machine with neighbours, twenty pairs a round take out
+most of what it shows, and two hardly any.
 Attaching empties QEMU's translation cache, so the first run takes about 1.3 times as long, and the second
 one is a few percent slower still: in both guests a command has run three times before it is timed.
 The modes `poll`, `plugin` and `gdbstub` are `pse watch --json`, with every process event on; the others are
@@ -75,6 +77,8 @@ MODES = {
     "plugin asid": "every asid change recorded",
     "gdbstub": "pse watch --mode gdbstub",
 }
+NOISE = "plain again"
+UNWATCHED = (NOISE, "plugin idle")
 WATCHES = ("poll", "plugin", "gdbstub")
 
 
@@ -154,7 +158,7 @@ class Watch:
 def watching(guest: Guest, mode: str, addresses: dict[str, int]) -> Iterator[Watch]:
     """Somebody who watches in the mode, for the time of the block."""
     watch = Watch()
-    if mode == "plugin idle":
+    if mode in UNWATCHED:
         yield watch
     elif mode in WATCHES:
         with _pse_watch(guest, mode, watch):
@@ -329,15 +333,18 @@ def main(arguments: list[str] | None = None) -> None:
     everything = ",".join((BOOT, *WORKLOADS))
     parser.add_argument("--workloads", default=everything, help="which, separated by commas")
     parser.add_argument("--cpu", default="qemu64", help="Skylake-Client has page-table isolation on")
+    parser.add_argument("--noise", action="store_true", help="compare plain QEMU with itself")
     options = parser.parse_args(arguments or [])
     for mode, text in MODES.items():
         print(f"{mode:13} {text}")
-    modes, names = options.modes.split(","), options.workloads.split(",")
+    modes = [NOISE] if options.noise else options.modes.split(",")
+    names = options.workloads.split(",")
     # Nothing can be attached to a guest that boots, so only the loaded plugin counts there.
     boots, results = Pairs(), {(name, mode): Pairs() for name in names if name != BOOT for mode in modes}
     with tempfile.TemporaryDirectory(prefix="pse-bench-") as directory:
         spec = GuestSpec(cpu_model=options.cpu)
-        loaded = replace(spec, plugins=(build.argument(Path(directory) / "plugin"),))
+        plugin = build.argument(Path(directory) / "plugin")
+        loaded = spec if options.noise else replace(spec, plugins=(plugin,))
         if BOOT in names:
             for number in range(options.rounds):
                 progress(f"boot {number + 1} of {options.rounds}")
@@ -346,14 +353,14 @@ def main(arguments: list[str] | None = None) -> None:
         state = Path(directory) / "state"
         for number in range(options.rounds):
             progress(f"round {number + 1} of {options.rounds}")
-            if number % 10 == 0:
-                with Guest(spec) as plain:
-                    plain.save(state)
+            with Guest(spec) as plain:
+                plain.save(state)
             with Guest(replace(spec, state=state)) as plain, Guest(replace(loaded, state=state)) as watched:
                 measure(plain, watched, results, options.pairs)
-                if number + 1 == options.rounds:
+                if number + 1 == options.rounds and not options.noise:
                     measure_rate(watched)
-    show({(BOOT, "plugin idle"): boots, **results} if BOOT in names else results)
+    at_boot = NOISE if options.noise else "plugin idle"
+    show({(BOOT, at_boot): boots, **results} if BOOT in names else results)
 
 
 if __name__ == "__main__":
