@@ -22,7 +22,8 @@ class Row:
     """Counts of one kind of event.  ``wrong`` are seen events with a wrong field; ``notes`` name some.
 
     ``raced``: seen, and right, with the parent that it had when it was trapped; it died on another
-    vCPU before the guest's own probe, which comes a moment later, looked.
+    vCPU before the guest's own probe, which comes a moment later, looked.  Or with the one that it has
+    now: its parent's end was out before, and its children were given away between the probe and our look.
     """
 
     kind: str
@@ -79,6 +80,8 @@ Identity = tuple[int, int]
 _Whats = list[tuple[object, ...]]
 _HOLD_NS = 1_000_000_000
 """The longest time between our trap at a function and the guest's own probe there: the hold limit."""
+_INIT = 1
+"""Who gets the orphans of the lab's guests."""
 _KINDS = ("fork", "exec", "end")
 
 
@@ -89,7 +92,7 @@ class _Lives:
         self.events: dict[Identity, dict[str, list[tuple[object, ...]]]] = {}
         self.order: list[tuple[str, Identity]] = []
         self.parents: dict[Identity, int] = {}
-        """Of an identity that was orphaned just before an exec: the parent that it lost."""
+        """Of an identity that was orphaned just before an exec: the parent that it lost, or `_INIT`."""
 
     def add(self, kind: str, identity: Identity, *what: object) -> None:
         self.of(identity)[kind].append(what)
@@ -174,9 +177,11 @@ def _real(truth: Truth) -> _Lives:
         parent = process.parent
         ended = ends.get((parent.tgid, parent.start)) if parent is not None else None
         if parent is not None and ended is not None:
-            near = [e for e in process.execs if 0 <= e.ts - ended < _HOLD_NS and e.ppid != parent.tgid]
-            if near:
+            near = {e.ppid for e in process.execs if 0 <= e.ts - ended < _HOLD_NS}
+            if near - {parent.tgid}:
                 lives.parents[(process.tgid, process.start)] = parent.tgid
+            elif near:  # dead, but its children are still its own
+                lives.parents[(process.tgid, process.start)] = _INIT
     for _, kind, identity, what in sorted(placed, key=lambda event: event[0]):
         lives.add(kind, identity, *what)
     return lives

@@ -24,7 +24,8 @@ and holds what was really run, on {dates}, with QEMU {qemu} (TCG), on kernels
   field, of these: pid, start time, ppid, comm, exit code, signal, core flag, and for the lab's own
   programs exe and argv[0].
 - **raced**: seen, with the ppid that it had when it was trapped; its parent died on another vCPU before the
-  guest's own probe, which comes a moment later, looked. Counted as right.
+  guest's own probe, which comes a moment later, looked. Or with the one that it got when it was given away
+  between that probe and our look, its parent's end being out by then. Counted as right.
 - The record is made by kprobes that the guest's tracer reads (`tests/guest/truth.py`). A record that
   shares no probed function with us, the scheduler's own events, is compared in
   `tests/accuracy/test_independence.py`, as are all fields with the guest's `/proc`.
