@@ -80,6 +80,8 @@ Identity = tuple[int, int]
 _Whats = list[tuple[object, ...]]
 _HOLD_NS = 1_000_000_000
 """The longest time between our trap at a function and the guest's own probe there: the hold limit."""
+_SAME_NS = 100_000
+"""Probes on two vCPUs may be out of order by as much."""
 _INIT = 1
 """Who gets the orphans of the lab's guests."""
 _KINDS = ("fork", "exec", "end")
@@ -91,8 +93,8 @@ class _Lives:
     def __init__(self) -> None:
         self.events: dict[Identity, dict[str, list[tuple[object, ...]]]] = {}
         self.order: list[tuple[str, Identity]] = []
-        self.parents: dict[Identity, int] = {}
-        """Of an identity that was orphaned just before an exec: the parent that it lost, or `_INIT`."""
+        self.orphans: dict[Identity, dict[int, set[object]]] = {}
+        """Of who execs soon after its parent's end, by the number of the exec: that one, and init."""
 
     def add(self, kind: str, identity: Identity, *what: object) -> None:
         self.of(identity)[kind].append(what)
@@ -120,7 +122,7 @@ def compare(
             for kind, row in rows.items():
                 for each in (row, part) if part is not None else (row,):
                     pairs = real.of(identity)[kind], observed.of(identity)[kind]
-                    _count(each, kind, identity, *pairs, parent=real.parents.get(identity))
+                    _count(each, kind, identity, *pairs, parents=real.orphans.get(identity, {}))
         elif begin <= identity[1] <= end:
             rows["fork"].false += 1
             rows["fork"].note(f"{identity} never was")
@@ -137,7 +139,7 @@ def _by_process(order: list[tuple[str, Identity]]) -> dict[Identity, list[str]]:
 
 
 def _count(
-    row: Row, kind: str, identity: Identity, real: _Whats, seen: _Whats, *, parent: int | None
+    row: Row, kind: str, identity: Identity, real: _Whats, seen: _Whats, *, parents: dict[int, set[object]]
 ) -> None:
     row.true += len(real)
     row.seen += min(len(real), len(seen))
@@ -146,9 +148,10 @@ def _count(
     row.false += max(0, len(seen) - max(len(real), 1)) if kind != "exec" else max(0, len(seen) - len(real))
     if len(real) > len(seen):
         row.note(f"{identity}: {real}, but saw {seen}")
-    for wanted, shown in zip(real, seen, strict=False):
+    for number, (wanted, shown) in enumerate(zip(real, seen, strict=False)):
         got = shown[: len(wanted)]
-        if wanted != got and kind == "exec" and got == (parent, *wanted[1:]):
+        adopted = kind == "exec" and {got[0], wanted[0]} == parents.get(number)
+        if wanted != got and adopted and got[1:] == wanted[1:]:
             row.raced += 1
         elif wanted != got:
             row.wrong += 1
@@ -177,11 +180,11 @@ def _real(truth: Truth) -> _Lives:
         parent = process.parent
         ended = ends.get((parent.tgid, parent.start)) if parent is not None else None
         if parent is not None and ended is not None:
-            near = {e.ppid for e in process.execs if 0 <= e.ts - ended < _HOLD_NS}
-            if near - {parent.tgid}:
-                lives.parents[(process.tgid, process.start)] = parent.tgid
-            elif near:  # dead, but its children are still its own
-                lives.parents[(process.tgid, process.start)] = _INIT
+            lives.orphans[(process.tgid, process.start)] = {
+                number: {parent.tgid, _INIT}
+                for number, executed in enumerate(process.execs)
+                if -_SAME_NS <= executed.ts - ended < _HOLD_NS
+            }
     for _, kind, identity, what in sorted(placed, key=lambda event: event[0]):
         lives.add(kind, identity, *what)
     return lives

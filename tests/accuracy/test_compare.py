@@ -10,20 +10,25 @@ from tests.accuracy.compare import Score, compare
 from tests.guest.truth import Truth, TruthEvent, TruthExec, TruthExit, TruthFork
 
 PARENT, CHILD = 100, 200
+MS = 1_000_000
 STARTS = {PARENT: 9, CHILD: 19}
 
 
 def truth(*, parent_ends: int | None, exec_ppid: int) -> Truth:
-    """A parent forks a child, which execs at 1000 and has some parent then; the first ends at some time."""
+    """A parent forks a child, which execs at 1 s and has some parent then, and at 3 s, when it is init's.
+
+    The parent ends at some time, in ms, or never.
+    """
     events: list[TruthEvent] = [
         TruthFork(ts=10, cpu=0, by=1, pid=PARENT, tgid=PARENT, ppid=1, kernel=False, start=9, comm="p"),
         TruthFork(ts=20, cpu=0, by=100, pid=CHILD, tgid=CHILD, ppid=PARENT, kernel=False, start=19, comm="p"),
-        TruthExec(ts=1000, cpu=1, by=200, tgid=CHILD, ppid=exec_ppid, start=19, comm="c", filename="/c"),
+        TruthExec(ts=1000 * MS, cpu=1, by=200, tgid=CHILD, ppid=exec_ppid, start=19, comm="c", filename="/c"),
+        TruthExec(ts=3000 * MS, cpu=1, by=200, tgid=CHILD, ppid=1, start=19, comm="c", filename="/c"),
     ]
     if parent_ends is not None:
         events.append(
             TruthExit(
-                **{"ts": parent_ends, "cpu": 0, "by": 100, "pid": PARENT, "tgid": PARENT, "ppid": 1},
+                **{"ts": parent_ends * MS, "cpu": 0, "by": 100, "pid": PARENT, "tgid": PARENT, "ppid": 1},
                 **{"kernel": False, "group_dead": True, "own_code": 0, "status": 0, "start": 9, "comm": "p"},
             )
         )
@@ -43,6 +48,7 @@ def score(record: Truth, ppid: int) -> Score:
         document("ProcessStart", "fork", pid=PARENT, ppid=1),
         document("ProcessStart", "fork", pid=CHILD, ppid=PARENT),
         document("ProcessStart", "exec", pid=CHILD, ppid=ppid),
+        document("ProcessStart", "exec", pid=CHILD, ppid=1),
     ]
     if any(isinstance(event, TruthExit) for event in record.events):
         documents.append(document("ProcessEnd", "exit", pid=PARENT, ppid=1))
