@@ -24,6 +24,7 @@ class Thread:
         monkeypatch.setattr(os, "sched_yield", self._yield)
 
     def _set(self, _which: int, _who: int, priority: int) -> None:
+        priority = max(priority, -20)  # as the kernel does
         if priority < self.priority and priority < self.best:
             raise PermissionError
         self.priority = priority
@@ -104,6 +105,12 @@ def test_a_priority_that_could_not_be_had_back_is_kept(monkeypatch: pytest.Monke
     thread, lookout = Thread(monkeypatch, -5, best=0), eager()
     assert set(looked(lookout, thread)) == {-5}
     assert thread.priority == -5
+
+
+def test_the_best_priority_is_kept_as_there_is_none_to_try_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread, lookout = Thread(monkeypatch, -20, best=0), eager()
+    assert set(looked(lookout, thread)) == {-20}
+    assert thread.priority == -20
 
 
 def test_a_worse_priority_stays(monkeypatch: pytest.MonkeyPatch) -> None:

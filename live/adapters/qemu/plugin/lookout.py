@@ -8,10 +8,10 @@ Theory of operation
 -------------------
 Whoever looks takes a CPU, and QEMU's other threads want one now and then, some hundred times a second: its
 main loop runs the guest's timers.  If they have to wait for us, or push the vCPU's thread aside, the guest
-is slower by more than a sleeping reader would cost it (`python -m tests.bench parts`).  So we offer our CPU
-at each turn of the loop, at the priority of everybody: with a better one, which `pse watch` has so that
-vCPUs do not stand, sched_yield(2) gives nothing away.  And if somebody takes the CPU for long, it was not
-spare: then we sleep for a while.
+is slower for it (`looking` in `python -m tests.bench parts`).  So we offer our CPU at each turn of the loop,
+at the priority of everybody: with a better one, which `pse watch` has so that vCPUs do not stand,
+sched_yield(2) gives little away.  And if somebody takes the CPU for long, it was not spare: then we sleep
+for a while.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _TAKEN_NS = 500_000
 """QEMU's main loop is done in 20 us; whoever is not wants to have a CPU."""
 _RETREAT_NS = 100_000_000
 """For so long the CPU counts as taken."""
+_BEST = -20
+"""There is no better priority to try for: whether this one could be had back is not known."""
 
 
 class Lookout:
@@ -76,6 +78,8 @@ class Lookout:
 
 def _may_raise(priority: int) -> bool:
     """Whether this thread may have a better priority than ``priority``: then it may have this one, too."""
+    if priority <= _BEST:
+        return False
     try:
         os.setpriority(os.PRIO_PROCESS, 0, priority - 1)
     except PermissionError:
