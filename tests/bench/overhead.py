@@ -1,6 +1,6 @@
 """What watching costs the guest: five workloads, plain QEMU against each mode, alternating in one run.
 
-    python -m tests.bench.overhead [--rounds N] [--pairs N] [--cpu MODEL] [--modes NAME,...] [--workloads ...]
+    python -m tests.bench.overhead [--rounds N] [--pairs N] [--warm N] [--cpu MODEL] [--modes NAME,...] [...]
     python -m tests.bench.overhead --noise [...]
 
 Two guests are up, and only one of them is watched.  A workload runs in both, one after the other, and the
@@ -12,8 +12,8 @@ of that median; and the smallest and the largest of the rounds.  `fastest` is th
 round by the fastest quarter of the runs on either side: neighbours only ever make a run slower.
 --noise compares plain QEMU with plain QEMU.  On a machine with neighbours, twenty pairs a round take out
 most of what it shows, and two hardly any.
-Attaching empties QEMU's translation cache, so the first run takes about 1.3 times as long, and the second
-one is a few percent slower still: in both guests a command has run three times before it is timed.
+Attaching empties QEMU's translation cache, so the first run takes about 1.3 times as long, and the next ten
+are a few percent slower still, less and less: in both, a command has run --warm times before it is timed.
 The modes `poll`, `plugin` and `gdbstub` are `pse watch --json`, with every process event on; the others are
 what else the trap sources offer, with a reader that looks at guest memory for 100 us at each held trap.
 
@@ -250,11 +250,11 @@ class Pairs:
             for pairs in self.rounds
         ]
 
-    def row(self) -> str:
+    def row(self, warm: int) -> str:
         """The columns of the table."""
         walls, cpus = ([statistics.median(one) for one in self.ratios(at)] for at in (0, 1))
         runs = sum(map(len, self.rounds))
-        traps = self.watch.traps // (len(self.rounds[-1]) + WARM)
+        traps = self.watch.traps // (len(self.rounds[-1]) + warm)
         counts = f"{runs:5} {traps:6} {self.watch.late:5}"
         spread = f"{min(walls):5.2f}-{max(walls):.2f}"
         return f"{interval(walls)} {spread}  {interval(self.fastest())}  {interval(cpus)} {counts}"
@@ -278,10 +278,12 @@ def fastest_quarter(values: Sequence[float]) -> float:
     return statistics.mean(sorted(values)[: max(len(values) // 4, 1)])
 
 
-def paired(plain: Guest, watched: Guest, command: str, count: int) -> list[tuple[float, float, float, float]]:
+def paired(
+    plain: Guest, watched: Guest, command: str, count: int, warm: int
+) -> list[tuple[float, float, float, float]]:
     """Run it in both, ``count`` times each, while the other one stands."""
     pairs = []
-    for number in range(-WARM, count):
+    for number in range(-warm, count):
         times = {}
         for guest, other in ((plain, watched), (watched, plain))[:: -1 if number % 2 else 1]:
             other.stop()
@@ -292,12 +294,12 @@ def paired(plain: Guest, watched: Guest, command: str, count: int) -> list[tuple
     return pairs
 
 
-def measure(plain: Guest, watched: Guest, results: Results, count: int) -> None:
+def measure(plain: Guest, watched: Guest, results: Results, count: int, warm: int) -> None:
     """One round of the workloads that run in a guest that is up."""
     addresses = addresses_of(watched)
     for (name, mode), pairs in results.items():
         with watching(watched, mode, addresses) as pairs.watch:
-            pairs.rounds.append(paired(plain, watched, WORKLOADS[name], count))
+            pairs.rounds.append(paired(plain, watched, WORKLOADS[name], count, warm))
 
 
 def booted(guest: Guest) -> tuple[float, float]:
@@ -325,7 +327,7 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def show(results: Results) -> None:
+def show(results: Results, warm: int) -> None:
     """Print the table."""
     ratios = f"{'wall ratio':>19} {'rounds':>10}  {'fastest':>19}  {'CPU ratio':>19}"
     print(f"\n{'workload':22} {'mode':13} {ratios} {'pairs':>5} {'traps':>6}  late   PANDA (quoted)")
@@ -334,7 +336,7 @@ def show(results: Results) -> None:
         if name != last:
             seconds = [pair[0] for one in pairs.rounds for pair in one]
             print(f"{name:22} {'plain':13} {statistics.median(seconds):8.3f} s")
-        print(f"{'':22} {mode:13} {pairs.row()}   {PANDA[name]}")
+        print(f"{'':22} {mode:13} {pairs.row(warm)}   {PANDA[name]}")
         last = name
 
 
@@ -343,6 +345,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=2, help="of each workload in a round")
+    parser.add_argument("--warm", type=int, default=WARM, help="runs of each before it is timed")
     parser.add_argument("--modes", default=",".join(MODES), help="which, separated by commas")
     everything = ",".join((BOOT, *WORKLOADS))
     parser.add_argument("--workloads", default=everything, help="which, separated by commas")
@@ -370,11 +373,11 @@ def main(arguments: list[str] | None = None) -> None:
             with Guest(spec) as plain:
                 plain.save(state)
             with Guest(replace(spec, state=state)) as plain, Guest(replace(loaded, state=state)) as watched:
-                measure(plain, watched, results, options.pairs)
+                measure(plain, watched, results, options.pairs, options.warm)
                 if number + 1 == options.rounds and not options.noise:
                     measure_rate(watched)
     at_boot = NOISE if options.noise else "plugin idle"
-    show({(BOOT, at_boot): boots, **results} if BOOT in names else results)
+    show({(BOOT, at_boot): boots, **results} if BOOT in names else results, options.warm)
 
 
 if __name__ == "__main__":
