@@ -5,21 +5,18 @@
 Two QEMUs never generate quite the same code, and it is not the same after an attach; so what is compared here
 never detaches.  It only changes what is armed, and what it does at a trap:
 
-busy      nothing armed, but a process that has nothing to do with us computes meanwhile
+looking   nothing armed, but it looks for a trap all the time, as it does after two in quick succession
 traps     every trap resumed as soon as it is seen, nothing read
 watching  every trap read, and its events printed to nowhere
 
 Printed are ratios to `off`, nothing armed and asleep, of 200 fork + exec: the median of the guests, each by
-the fastest quarter of its runs, in an order that changes, with the 95 % confidence interval of that median.
-Neighbours only ever make a run slower, for seconds at a time, by more than what is asked for here.  Then how
-long vCPUs waited for us, by process, and what the host's scheduler says of QEMU's busiest thread in a run:
-for how long it had to wait for a CPU, and how often it was pushed aside.
+the medians of its runs, in an order that changes, with the 95 % confidence interval of that median; and how
+long vCPUs waited for us, by process.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import random
 import select
@@ -27,37 +24,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 from live.adapters.qemu.plugin.source import PluginSource
 from live.core.traps import TrapRequest
 from live.session import Session
 from live.stepper import Stepper
 from tests.accuracy.run import trappable
-from tests.bench.overhead import WARM, WORKLOADS, fastest_quarter, interval, once, progress
+from tests.bench.overhead import WARM, WORKLOADS, interval, once, progress
 from tests.guest.spec import GuestSpec
 
 COMMAND = "200 fork + exec"
 PROCESSES = 201
 """The shell, too."""
-PARTS = ("off", "busy", "traps", "watching")
-
-
-class Run(NamedTuple):
-    """``wall`` and ``cpu`` (of QEMU) in seconds, ``waited`` in us a process, ``delay`` in ms."""
-
-    wall: float
-    cpu: float
-    waited: float
-    delay: float
-    aside: int
-
-
-Runs = dict[str, list[Run]]
-"""By part."""
+PARTS = ("off", "looking", "traps", "watching")
+Runs = dict[str, list[tuple[float, float, float]]]
+"""By part: (wall seconds, CPU seconds of QEMU, us waited a process) of each run."""
 
 
 def reader(target: str) -> None:
@@ -77,7 +59,10 @@ def reader(target: str) -> None:
         stepper.look(0, "attach")
         part, before = "off", 0
         while True:
-            trap = source.wait(0.02)
+            if part == "looking":
+                for _ in range(2):
+                    source.lookout.trap(time.monotonic_ns())
+            trap = source.wait(0 if part == "looking" else 0.02)
             if trap is not None:
                 events = stepper.trap(trap, 0, 0) if part == "watching" else []
                 source.resume(trap)
@@ -121,59 +106,36 @@ def one_guest(runs: int) -> Runs:
             for part in random.sample(PARTS, len(PARTS)):
                 change(part)
                 time.sleep(0.02)
-                with company() if part == "busy" else contextlib.nullcontext():
-                    before = scheduled(guest.pid)
-                    wall, cpu = once(guest, WORKLOADS[COMMAND])
-                    delay, aside = scheduled(guest.pid)
-                waited = change("off") / 1000 / PROCESSES
-                results[part].append(Run(wall, cpu, waited, (delay - before[0]) / 1e6, aside - before[1]))
+                wall, cpu = once(guest, WORKLOADS[COMMAND])
+                results[part].append((wall, cpu, change("off") / 1000 / PROCESSES))
         process.stdin.close()
         process.wait()
     return results
 
 
-@contextlib.contextmanager
-def company() -> Iterator[None]:
-    """Somebody who computes."""
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
-        yield
-        process.kill()
-
-
-def scheduled(pid: int) -> tuple[int, int]:
-    """(ns for which the busiest thread waited for a CPU, how often it was pushed aside) since it began."""
-    threads = [thread for thread in Path(f"/proc/{pid}/task").iterdir() if thread.exists()]
-    stats = {thread: list(map(int, (thread / "schedstat").read_text().split())) for thread in threads}
-    busiest = max(stats, key=lambda thread: stats[thread][0])
-    line = (busiest / "status").read_text().rpartition("nonvoluntary_ctxt_switches:")[2]
-    return stats[busiest][1], int(line)
-
-
-def fastest(guest: Runs, part: str, at: int) -> float:
-    """Of one column, the fastest quarter."""
-    return fastest_quarter([run[at] for run in guest[part]])
+def middle(guest: Runs, part: str, at: int) -> float:
+    """The median of one column."""
+    return statistics.median(run[at] for run in guest[part])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--guests", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=20, help="of each part in a guest")
+    parser.add_argument("--guests", type=int, default=10)
+    parser.add_argument("--runs", type=int, default=6, help="of each part in a guest")
     options = parser.parse_args(arguments or [])
     guests = []
     for number in range(options.guests):
         progress(f"guest {number + 1} of {options.guests}")
         guests.append(one_guest(options.runs))
-    print(f"{'part':10} {'wall ratio':>19}  {'CPU ratio':>19}  us waited a process  ms delay  aside")
+    print(f"{'part':10} {'wall ratio':>19}  {'CPU ratio':>19}  us waited a process")
     for part in PARTS:
         ratios = [
-            interval([fastest(guest, part, at) / fastest(guest, "off", at) for guest in guests])
+            interval([middle(guest, part, at) / middle(guest, "off", at) for guest in guests])
             for at in (0, 1)
         ]
-        waited, delay, aside = (
-            statistics.median(run[at] for guest in guests for run in guest[part]) for at in (2, 3, 4)
-        )
-        print(f"{part:10} {'  '.join(ratios)}  {waited:19.1f}  {delay:8.1f}  {aside:5.0f}")
+        waited = statistics.median(middle(guest, part, 2) for guest in guests)
+        print(f"{part:10} {'  '.join(ratios)}  {waited:19.1f}")
 
 
 if __name__ == "__main__":

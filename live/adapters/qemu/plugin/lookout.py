@@ -1,37 +1,27 @@
 """To look for the next trap instead of sleeping until it comes: what KVM does when a vCPU halts.
 
-To wake us costs the vCPU's thread 25 us, and we begin later still.  So after two traps in quick succession we
-look for the next one, for a while, before we sleep.  Only where the host has a CPU more than the guest has
-vCPUs.
+To be woken takes longer than to handle a trap, and the vCPU stands meanwhile.  So after two traps in quick
+succession the next one is looked for, for `EAGER_NS`, before we sleep.  Only where the host has a CPU more
+than the guest has vCPUs.
 
 Theory of operation
 -------------------
-At first we look all the time, for `CLOSELY_NS`, then between naps, each shorter than it takes to be woken.
-
 Whoever looks takes a CPU, and QEMU's other threads want one now and then, some hundred times a second: its
 main loop runs the guest's timers.  If they have to wait for us, or push the vCPU's thread aside, the guest
-is slower for it (`busy` in `python -m tests.bench parts`).  So we offer our CPU at each turn of the loop,
+is slower for it (`looking` in `python -m tests.bench parts`).  So we offer our CPU at each turn of the loop,
 at the priority of everybody: with a better one, which `pse watch` has so that vCPUs do not stand,
-sched_yield(2) gives little away.  And if somebody takes the CPU for long, it was not spare: then we only nap,
+sched_yield(2) gives little away.  And if somebody takes the CPU for long, it was not spare: then we sleep
 for a while.
-
-We push a vCPU's thread aside ourselves, too, if we come to run on its CPU, and it comes back to cold caches,
-perhaps on another one.  So while we look, we keep off the CPUs on which vCPUs were last trapped.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-CLOSELY_NS = 2_000_000
-EAGER_NS = 10_000_000
-"""For so long after a trap the next one is looked for: all the time, then between naps."""
-_NAP_S = 0.000_001
-"""The kernel adds a thread's timer slack, 50 us (prctl(2), PR_SET_TIMERSLACK)."""
+EAGER_NS = 2_000_000
 _TAKEN_NS = 500_000
 """QEMU's main loop is done in 20 us; whoever is not wants to have a CPU."""
 _RETREAT_NS = 100_000_000
@@ -46,54 +36,32 @@ class Lookout:
     def __init__(self, spare: bool) -> None:
         """``spare``: there is a CPU that no vCPU needs."""
         self._spare = spare
-        self._closely = self._until = self._last = self._retreat = 0
+        self._until = self._last = self._retreat = 0
         self._may_return: bool | None = None
         self._poll = select.poll()
-        self._vcpus: dict[int, int] = {}
 
-    def trap(self, taken_ns: int, vcpu: int = 0, cpu: int = -1) -> None:
-        """A trap was found; ``taken_ns`` is when the vCPU took it, by the monotonic clock, ``cpu`` where."""
+    def trap(self, taken_ns: int) -> None:
+        """A trap was found; ``taken_ns`` is when the vCPU took it, by the monotonic clock."""
         since, self._last = taken_ns - self._last, taken_ns
-        self._vcpus[vcpu] = cpu
-        eager = self._spare and since < EAGER_NS
+        eager = self._spare and since < EAGER_NS and taken_ns >= self._retreat
         self._until = taken_ns + EAGER_NS if eager else 0
-        self._closely = taken_ns + CLOSELY_NS if eager and taken_ns >= self._retreat else 0
 
     def look(self, nothing: Callable[[], bool]) -> None:
         """While traps are likely: return when ``nothing`` is not true any more, or it is time to sleep."""
-        if time.monotonic_ns() >= self._until or not nothing():
+        now = time.monotonic_ns()
+        if now >= self._until or not nothing():
             return
-        with self._elsewhere():
-            self._look_closely(nothing)
-            while time.monotonic_ns() < self._until and nothing():
-                time.sleep(_NAP_S)
-
-    def _look_closely(self, nothing: Callable[[], bool]) -> None:
-        now, priority = time.monotonic_ns(), self._step_down()
+        priority = self._step_down()
         try:
-            while now < self._closely and nothing():
+            while now < self._until and nothing():
                 self._poll.poll(0)  # lets other threads of ours run
                 os.sched_yield()
                 before, now = now, time.monotonic_ns()
                 if now - before > _TAKEN_NS:
-                    self._closely, self._retreat = 0, now + _RETREAT_NS
+                    self._until, self._retreat = 0, now + _RETREAT_NS
         finally:
             if priority:
                 os.setpriority(os.PRIO_PROCESS, 0, priority)
-
-    @contextlib.contextmanager
-    def _elsewhere(self) -> Iterator[None]:
-        """Keep this thread off the CPUs of vCPUs: while we look only, as callbacks may start programs."""
-        ours = os.sched_getaffinity(0)
-        free = ours.difference(self._vcpus.values())
-        if free:
-            with contextlib.suppress(OSError):  # they were taken from us just now
-                os.sched_setaffinity(0, free)
-        try:
-            yield
-        finally:
-            if os.sched_getaffinity(0) == free:  # else somebody has set it meanwhile
-                os.sched_setaffinity(0, ours)
 
     def _step_down(self) -> int:
         """Give up this thread's better priority and return it; 0: it has none, or could not have it back."""

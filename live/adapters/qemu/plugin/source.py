@@ -47,8 +47,8 @@ class PluginSource:
     supports: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit})
     prefers: type = CodeHit
     guarantee = (
-        "Every trap is taken, on every vCPU, and read before the guest's next system call (other than to "
-        "wait for a new child); none that needs a look is dropped, and a vCPU waits no longer than the limit."
+        "Every trap is taken, on every vCPU, and read before the guest's next system call at the latest; "
+        "none that needs a look is dropped, and a vCPU waits no longer than the limit."
     )
 
     def __init__(self, path: str, memory: object, hold: float = DEFAULT_HOLD) -> None:
@@ -176,14 +176,13 @@ class PluginSource:
                 return None
         at = self._ring + self._tail % self._slots * protocol.EVENT_SIZE
         trap = protocol.decode_event(self._view, at)
-        fenced = self._view[at + protocol.HELD_AT] >= protocol.FENCED
-        (cpu,) = protocol.CPU.unpack_from(self._view, at + protocol.CPU_AT)
+        fenced = self._view[at + protocol.HELD_AT] == protocol.FENCED
         self._tail += 1
         _U64.pack_into(self._view, protocol.TAIL_AT, self._tail)
         self._delivered += 1
         if trap.held:
             self._held[trap.vcpu] = trap.sequence, fenced
-        self.lookout.trap(trap.time_ns, trap.vcpu, cpu)
+        self.lookout.trap(trap.time_ns)
         return trap
 
     def _sleep(self, milliseconds: float) -> list[tuple[int, int]]:
