@@ -11,9 +11,10 @@ A source filters next to the vCPU.  What passes is either *recorded* (the guest 
 seen later) or *held* (the vCPU waits until `TrapSource.resume`, never longer than the hold limit, so
 that memory can be read as it is at that moment).  Only that vCPU waits, where the source can do it.
 
-A held code address may have a *fence*: the guest runs on, and no vCPU gets past its next system call, or its
-next trapped code address, before `TrapSource.resume`.  So what only the kernel changes, on behalf of a
-system call or behind a trap, can be read meanwhile as if the vCPU stood, and the guest hardly ever waits.
+A held code address may have a *fence*: the guest runs on, and no vCPU gets past its next system call that is
+not in `Fence.passing`, or its next trapped code address, before `TrapSource.resume`.  So what only the kernel
+changes, on behalf of a system call or behind a trap, can be read meanwhile as if the vCPU stood, and the
+guest hardly ever waits.
 
 A request is a plain value and replaces the one before it.  It knows nothing of an operating
 system: numbers, addresses and words only.
@@ -97,6 +98,8 @@ class Fence:
 
     code: GuestVirtual
     offset: int
+    passing: frozenset[int] = frozenset()
+    """Numbers (0..1023) of system calls that may be made all the same, with ``syscall``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

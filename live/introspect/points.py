@@ -66,6 +66,8 @@ from live.introspect.vcpu import VcpuTasks
 
 _SPAN = 256
 """Bytes of a function in which it must read its word, and in which a vCPU that did so is found."""
+WAITS = frozenset({61, 247})
+"""wait4 and waitid (asm/unistd_64.h): what most parents do as soon as they have forked."""
 _MAX_LEFT = 4096
 """Leaders that are remembered to have left before their group died."""
 
@@ -197,16 +199,26 @@ class LifecyclePoints:
     def fences(self) -> frozenset[Fence]:
         """`addresses`, at which a task with an mm need not stand.
 
-        A start stays in memory as it is until the task makes a system call.  An end outlives its mm: even
-        where the parent reaps it at once, the task_struct and signal_struct are freed a grace period later
-        (delayed_put_task_struct()), and stay as they are until a fork needs their memory: a system call
-        again.  A fork that was under way before it is told by PF_EXITING: see `reached`.
+        A start stays in memory as it is until the task makes a system call.  Until then nobody need be kept
+        from waiting for a child: a new task cannot be reaped before the trap of its own death.
+
+        An end outlives its mm: even where the parent reaps it at once, the task_struct and signal_struct are
+        freed a grace period later (delayed_put_task_struct()), and stay as they are until a fork needs
+        their memory: a system call again.  A fork that was under way before is told by PF_EXITING: see
+        `reached`.
 
         A task without an mm is the kernel's own, which makes no system call: it changes its name, and
         becomes a process, as it likes.
         """
         mm = self._kernel.symbols.offset("task_struct", "mm")
-        return frozenset(Fence(code=GuestVirtual(at), offset=mm) for at in self._points)
+        return frozenset(
+            Fence(
+                code=GuestVirtual(at),
+                offset=mm,
+                passing=WAITS if point.moment is Moment.FORK else frozenset(),
+            )
+            for at, point in self._points.items()
+        )
 
     def reached(self, trap: CodeHit | Access) -> Reached | None:
         """What a trap of `request` means; None for another one, or a task that is unreadable or gone."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -90,6 +93,17 @@ def test_a_machine_that_stands_still_makes_nobody_late(guest):
     score = compare(recorder.truth, watch.documents)
     assert score.exact, str(score)
     assert watch.missed == 0
+
+
+def test_a_host_that_is_busy_makes_nobody_late(guest):
+    """Two others a CPU compute.  Between the bursts the watcher sleeps, and has to get a CPU again."""
+    bursts = ["sh", "-c", "for i in $(seq 40); do /bin/true; /bin/true; sleep 0.03; done"]
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * len(os.sched_getaffinity(0))):
+            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(other.kill)
+        _, _, watch = exact(guest, bursts, ["fork-exec", "200"])
+    assert "too late" not in watch.errors
 
 
 def images(documents, name):

@@ -1,4 +1,4 @@
-"""Looking for traps instead of sleeping: when, for how long, and at whose cost."""
+"""Looking for traps between naps: when, for how long, and where."""
 
 from __future__ import annotations
 
@@ -10,131 +10,139 @@ import pytest
 
 from live.adapters.qemu.plugin.lookout import EAGER_NS, Lookout
 
+NAP_NS = 60_000
+NAPS = -(-EAGER_NS // NAP_NS)
+"""In the time for which a trap is looked for."""
+
 
 class Thread:
-    """The scheduler as a thread sees it: its priority, and what is done at its calls."""
+    """The scheduler as a thread sees it: the time, its CPUs, and what happens while it naps."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, priority: int, best: int = -20) -> None:
-        """``best``: the best priority that it may give itself."""
-        self.priority, self.best = priority, best
-        self.while_looking: list[int] = []
-        self.others: Callable[[], None] = lambda: None
-        monkeypatch.setattr(os, "getpriority", lambda which, who: self.priority)
-        monkeypatch.setattr(os, "setpriority", self._set)
-        monkeypatch.setattr(os, "sched_yield", self._yield)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 10**12
+        self.cpus = {0, 1, 2}
+        self.naps: list[set[int]] = []
+        """The CPUs that it might have run on at the end of each."""
+        self.meanwhile: Callable[[], None] = lambda: None
+        monkeypatch.setattr(time, "monotonic_ns", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self._nap)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(self.cpus))
+        monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus: setattr(self, "cpus", set(cpus)))
 
-    def _set(self, _which: int, _who: int, priority: int) -> None:
-        priority = max(priority, -20)  # as the kernel does
-        if priority < self.priority and priority < self.best:
-            raise PermissionError
-        self.priority = priority
+    def _nap(self, seconds: float) -> None:
+        assert 0 < seconds < 0.0001
+        self.now += NAP_NS
+        self.naps.append(set(self.cpus))
+        self.meanwhile()
 
-    def _yield(self) -> None:
-        self.while_looking.append(self.priority)
-        self.others()
+    def look(self, lookout: Lookout, naps: int = 10**6) -> int:
+        """Look for a trap, which comes after so many naps: how many it took."""
+        self.naps = []
+        lookout.look(lambda: len(self.naps) < naps)
+        return len(self.naps)
 
-
-def looked(lookout: Lookout, thread: Thread, nothing: Callable[[], bool] = lambda: True) -> list[int]:
-    """The priorities at which it looked once more."""
-    thread.while_looking = []
-    lookout.look(nothing)
-    return thread.while_looking
-
-
-def eager(spare: bool = True) -> Lookout:
-    """One that has just seen two traps."""
-    lookout = Lookout(spare)
-    lookout.trap(time.monotonic_ns())
-    lookout.trap(time.monotonic_ns())
-    return lookout
+    def eager(self, *, spare: bool = True, cpu: int = 7, keeps_off: bool = False) -> Lookout:
+        """One that has just seen two traps on that CPU."""
+        lookout = Lookout(spare)
+        lookout.keeps_off = keeps_off
+        for _ in range(2):
+            lookout.trap(self.now, 0, cpu)
+        return lookout
 
 
-def test_one_trap_is_no_reason_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, lookout = Thread(monkeypatch, 0), Lookout(spare=True)
-    assert not looked(lookout, thread)
-    lookout.trap(time.monotonic_ns())
-    assert not looked(lookout, thread)
+@pytest.fixture
+def thread(monkeypatch: pytest.MonkeyPatch) -> Thread:
+    return Thread(monkeypatch)
 
 
-def test_two_traps_far_apart_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, lookout = Thread(monkeypatch, 0), Lookout(spare=True)
-    now = time.monotonic_ns()
-    lookout.trap(now - EAGER_NS)
-    lookout.trap(now)
-    assert not looked(lookout, thread)
+def test_one_trap_is_no_reason_to_look(thread: Thread) -> None:
+    lookout = Lookout(spare=True)
+    assert thread.look(lookout) == 0
+    lookout.trap(thread.now, 0, 1)
+    assert thread.look(lookout) == 0
 
 
-def test_two_traps_in_quick_succession_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, lookout = Thread(monkeypatch, 0), eager()
-    begin = time.monotonic_ns()
-    assert looked(lookout, thread)
-    assert time.monotonic_ns() - begin >= EAGER_NS / 2
-    assert not looked(lookout, thread), "its time is over"
+@pytest.mark.parametrize(("apart", "naps"), [(EAGER_NS, 0), (EAGER_NS - 1, NAPS)])
+def test_two_traps_in_quick_succession_are(thread: Thread, apart: int, naps: int) -> None:
+    lookout = Lookout(spare=True)
+    lookout.trap(thread.now - apart, 0, 1)
+    lookout.trap(thread.now, 0, 1)
+    assert thread.look(lookout) == naps
+    assert thread.look(lookout) == 0, "its time is over"
 
 
-def test_not_where_the_vcpus_need_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread = Thread(monkeypatch, 0)
-    assert not looked(eager(spare=False), thread)
+def test_not_where_the_vcpus_need_every_cpu(thread: Thread) -> None:
+    assert thread.look(thread.eager(spare=False)) == 0
 
 
-def test_it_ends_with_the_next_trap(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, lookout = Thread(monkeypatch, 0), eager()
-    assert looked(lookout, thread, lambda: len(thread.while_looking) < 3) == [0, 0, 0]
-    assert not looked(lookout, thread, lambda: False)
+def test_it_ends_with_the_next_trap(thread: Thread) -> None:
+    lookout = thread.eager()
+    assert thread.look(lookout, 0) == 0
+    assert thread.look(lookout, 3) == 3
 
 
-def test_a_better_priority_is_not_for_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, lookout = Thread(monkeypatch, -15), eager()
-    assert set(looked(lookout, thread)) == {0}
-    assert thread.priority == -15
+def test_it_ends_at_the_deadline(thread: Thread) -> None:
+    thread.eager().look(lambda: True, (thread.now + 5 * NAP_NS) / 1e9)
+    assert len(thread.naps) == 5
+    thread.naps = []
+    thread.eager().look(lambda: True, 0)
+    assert thread.naps == []
 
 
-def test_it_comes_back_when_looking_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, lookout = Thread(monkeypatch, -15), eager()
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    thread.others = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        lookout.look(lambda: True)
-    assert thread.priority == -15
-
-
-def test_a_priority_that_could_not_be_had_back_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, lookout = Thread(monkeypatch, -5, best=0), eager()
-    assert set(looked(lookout, thread)) == {-5}
-    assert thread.priority == -5
+@pytest.mark.parametrize(
+    ("vcpus", "where"),
+    [({0: 1}, {0, 2}), ({0: 1, 1: 2}, {0}), ({0: 0, 1: 1, 2: 2}, {0, 1, 2}), ({0: 7}, {0, 1, 2})],
+)
+def test_it_keeps_off_the_cpus_of_vcpus(thread: Thread, vcpus: dict[int, int], where: set[int]) -> None:
+    lookout = thread.eager(cpu=0, keeps_off=True)
+    for before in (True, False):  # where they were before does not matter
+        for vcpu, last in vcpus.items():
+            lookout.trap(thread.now, vcpu, 0 if before else last)
+        thread.look(lookout, 2)
+        assert thread.naps == [{1, 2} if before else where] * 2
+    thread.look(lookout)
+    assert thread.cpus == {0, 1, 2}, "when it is time to sleep"
 
 
-def test_the_best_priority_is_kept_as_there_is_none_to_try_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, lookout = Thread(monkeypatch, -20, best=0), eager()
-    assert set(looked(lookout, thread)) == {-20}
-    assert thread.priority == -20
+def test_it_stays_there_from_trap_to_trap(thread: Thread) -> None:
+    lookout = thread.eager(cpu=1, keeps_off=True)
+    thread.look(lookout, 1)
+    assert thread.cpus == {0, 2}
+    lookout.trap(thread.now, 0, 1)
+    thread.look(lookout, 0)
+    assert thread.cpus == {0, 2}
+    lookout.anywhere()
+    assert thread.cpus == {0, 1, 2}
 
 
-def test_a_worse_priority_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, lookout = Thread(monkeypatch, 10), eager()
-    assert set(looked(lookout, thread)) == {10}
+def test_it_goes_anywhere_where_callbacks_may_start_programs(thread: Thread) -> None:
+    thread.look(thread.eager(cpu=1), 1)
+    assert thread.naps == [{0, 1, 2}]
 
 
-def test_whoever_takes_the_cpu_has_it_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, lookout = Thread(monkeypatch, 0), eager()
-    thread.others = lambda: time.sleep(0.001)
-    assert len(looked(lookout, thread)) == 1
-    thread.others = lambda: None
-    lookout.trap(time.monotonic_ns())
-    lookout.trap(time.monotonic_ns())
-    assert not looked(lookout, thread)
-    later = time.monotonic_ns() + 150_000_000
-    monkeypatch.setattr(time, "monotonic_ns", lambda: later)
-    lookout.trap(later)
-    lookout.trap(later)
-    assert looked(lookout, thread, lambda: not thread.while_looking)
+def test_where_somebody_else_says_that_we_run_we_run(thread: Thread) -> None:
+    def somebody() -> None:
+        thread.cpus = {1, 2}
+
+    lookout = thread.eager(cpu=1, keeps_off=True)
+    thread.meanwhile = somebody
+    thread.look(lookout, 1)
+    lookout.anywhere()
+    assert thread.cpus == {1, 2}
+    thread.meanwhile = lambda: None
+    lookout.trap(thread.now, 0, 1)
+    thread.look(lookout, 1)
+    assert thread.naps == [{2}]
 
 
-def test_the_real_scheduler_takes_the_priority_back() -> None:
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    lookout = eager()
+def test_the_real_scheduler_gives_it_all_back() -> None:
+    before = os.sched_getaffinity(0)
+    lookout = Lookout(spare=True)
+    lookout.keeps_off = True
+    for _ in range(2):
+        lookout.trap(time.monotonic_ns(), 0, min(before))
+    ends = iter((True, False))
+    lookout.look(lambda: next(ends))
+    assert os.sched_getaffinity(0) == (before - {min(before)} or before)
     lookout.look(lambda: True)
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+    assert os.sched_getaffinity(0) == before

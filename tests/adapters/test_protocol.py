@@ -27,7 +27,7 @@ def event(
 
 def test_the_empty_request_traps_nothing() -> None:
     message = protocol.encode_request(TrapRequest(), 1000, lambda *_: 0)
-    assert message == struct.pack("<I4B6I32Q", 288, 0, 0, 2, 2, 1000, 0, 0, 0, 0, 0, *[0] * 32)
+    assert message == struct.pack("<I4B6I48Q", 416, 0, 0, 2, 2, 1000, 0, 0, 0, 0, 0, *[0] * 48)
 
 
 def test_a_request_with_everything() -> None:
@@ -39,15 +39,22 @@ def test_a_request_with_everything() -> None:
         words=(Word(gpa=GuestPhysical(0x1000)), Word(gpa=GuestPhysical(0x2004), size=4)),
         code=frozenset({GuestVirtual(0xFFFFFFFF81000010), GuestVirtual(0xFFFFFFFF81000000)}),
         fences=frozenset(
-            Fence(code=GuestVirtual(code), offset=0x940) for code in (0xFFFFFFFF81000010, 0xFFFFFFFF82000000)
+            Fence(code=GuestVirtual(code), offset=0x940, passing=passing)
+            for code, passing in (
+                (0xFFFFFFFF81000000, frozenset[int]()),
+                (0xFFFFFFFF81000010, frozenset({61, 247})),
+                (0xFFFFFFFF82000000, frozenset[int]()),
+            )
         ),
     )
     message = protocol.encode_request(request, 250, lambda gpa, _: 0x7F0000000000 + gpa)
-    bits = [0] * 32
+    bits = [0] * 48
     bits[0], bits[15], bits[16] = 1 | 1 << 59, 1 << 63, 1 << 11
+    bits[32], bits[35] = 1 << 61, 1 << 55
     tail = [0x2000, 0x4000, 0x7F0000001000, 8, 0x7F0000002004, 4]
-    tail += [0xFFFFFFFF81000000, 0xFFFFFFFF81000010, 0xFFFFFFFF81000010, 0x940]
-    assert message == struct.pack("<I4B6I42Q", 288 + 80, 1, 0, 2, 2, 250, 2, 2, 2, 1, 0, *bits, *tail)
+    tail += [0xFFFFFFFF81000000, 0xFFFFFFFF81000010]
+    tail += [0xFFFFFFFF81000000, 0x940, 0, 0xFFFFFFFF81000010, 0x940, 1]
+    assert message == struct.pack("<I4B6I62Q", 416 + 112, 1, 0, 2, 2, 250, 2, 2, 2, 2, 0, *bits, *tail)
 
 
 def test_what_the_plugin_cannot_take() -> None:
@@ -55,6 +62,9 @@ def test_what_the_plugin_cannot_take() -> None:
         protocol.encode_request(TrapRequest(syscalls=frozenset({1024})), 1, lambda *_: 0)
     with pytest.raises(ValueError, match="more than"):
         protocol.encode_request(TrapRequest(code=frozenset(map(GuestVirtual, range(5000)))), 1, lambda *_: 0)
+    fences = frozenset(Fence(code=GuestVirtual(at), offset=0, passing=frozenset({at})) for at in (1, 2))
+    with pytest.raises(ValueError, match="different system calls pass"):
+        protocol.encode_request(TrapRequest(fences=fences), 1, lambda *_: 0)
 
 
 def test_events() -> None:

@@ -1,6 +1,6 @@
 """What watching costs the guest: five workloads, plain QEMU against each mode, alternating in one run.
 
-    python -m tests.bench.overhead [--rounds N] [--pairs N] [--cpu MODEL] [--modes NAME,...] [--workloads ...]
+    python -m tests.bench.overhead [--rounds N] [--pairs N] [--warm N] [--cpu MODEL] [--modes NAME,...] [...]
     python -m tests.bench.overhead --noise [...]
 
 Two guests are up, and only one of them is watched.  A workload runs in both, one after the other, and the
@@ -8,11 +8,12 @@ two runs make a pair; which goes first changes each time, and the other guest st
 has two new QEMUs, which go on from the saved state of one guest, so that nothing else differs; the next round
 has another one's, with another KASLR.  Printed are ratios, watched to plain, of wall time and of CPU time (of
 QEMU's process): the median of the rounds, each by the median of its pairs, with the 95 % confidence interval
-of that median; and the smallest and the largest of the rounds.
+of that median; and the smallest and the largest of the rounds.  `fastest` is the same of wall time, each
+round by the fastest quarter of the runs on either side: neighbours only ever make a run slower.
 --noise compares plain QEMU with plain QEMU.  On a machine with neighbours, twenty pairs a round take out
 most of what it shows, and two hardly any.
-Attaching empties QEMU's translation cache, so the first run takes about 1.3 times as long, and the second
-one is a few percent slower still: in both guests a command has run three times before it is timed.
+Attaching empties QEMU's translation cache, so the first run takes about 1.3 times as long, and the next ten
+are a few percent slower still, less and less: in both, a command has run --warm times before it is timed.
 The modes `poll`, `plugin` and `gdbstub` are `pse watch --json`, with every process event on; the others are
 what else the trap sources offer, with a reader that looks at guest memory for 100 us at each held trap.
 
@@ -242,13 +243,21 @@ class Pairs:
         """By round; ``at`` 0 for wall, 1 for CPU time."""
         return [[pair[2 + at] / pair[at] for pair in pairs] for pairs in self.rounds]
 
-    def row(self) -> str:
+    def fastest(self) -> list[float]:
+        """By round: the ratio of the wall times of the fastest quarter of the runs on either side."""
+        return [
+            fastest_quarter([pair[2] for pair in pairs]) / fastest_quarter([pair[0] for pair in pairs])
+            for pairs in self.rounds
+        ]
+
+    def row(self, warm: int) -> str:
         """The columns of the table."""
         walls, cpus = ([statistics.median(one) for one in self.ratios(at)] for at in (0, 1))
         runs = sum(map(len, self.rounds))
-        traps = self.watch.traps // (len(self.rounds[-1]) + WARM)
+        traps = self.watch.traps // (len(self.rounds[-1]) + warm)
         counts = f"{runs:5} {traps:6} {self.watch.late:5}"
-        return f"{interval(walls)} {min(walls):5.2f}-{max(walls):.2f}  {interval(cpus)} {counts}"
+        spread = f"{min(walls):5.2f}-{max(walls):.2f}"
+        return f"{interval(walls)} {spread}  {interval(self.fastest())}  {interval(cpus)} {counts}"
 
 
 Results = dict[tuple[str, str], Pairs]
@@ -264,10 +273,17 @@ def interval(values: Sequence[float]) -> str:
     return f"{statistics.median(ordered):5.3f} [{ordered[low]:.3f}-{ordered[high]:.3f}]"
 
 
-def paired(plain: Guest, watched: Guest, command: str, count: int) -> list[tuple[float, float, float, float]]:
+def fastest_quarter(values: Sequence[float]) -> float:
+    """The mean of the smallest quarter of the values."""
+    return statistics.mean(sorted(values)[: max(len(values) // 4, 1)])
+
+
+def paired(
+    plain: Guest, watched: Guest, command: str, count: int, warm: int
+) -> list[tuple[float, float, float, float]]:
     """Run it in both, ``count`` times each, while the other one stands."""
     pairs = []
-    for number in range(-WARM, count):
+    for number in range(-warm, count):
         times = {}
         for guest, other in ((plain, watched), (watched, plain))[:: -1 if number % 2 else 1]:
             other.stop()
@@ -278,12 +294,12 @@ def paired(plain: Guest, watched: Guest, command: str, count: int) -> list[tuple
     return pairs
 
 
-def measure(plain: Guest, watched: Guest, results: Results, count: int) -> None:
+def measure(plain: Guest, watched: Guest, results: Results, count: int, warm: int) -> None:
     """One round of the workloads that run in a guest that is up."""
     addresses = addresses_of(watched)
     for (name, mode), pairs in results.items():
         with watching(watched, mode, addresses) as pairs.watch:
-            pairs.rounds.append(paired(plain, watched, WORKLOADS[name], count))
+            pairs.rounds.append(paired(plain, watched, WORKLOADS[name], count, warm))
 
 
 def booted(guest: Guest) -> tuple[float, float]:
@@ -311,16 +327,16 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def show(results: Results) -> None:
+def show(results: Results, warm: int) -> None:
     """Print the table."""
-    titles = f"{'wall ratio':>19} {'rounds':>10}  {'CPU ratio':>19} {'pairs':>5} {'traps':>6}  late"
-    print(f"\n{'workload':22} {'mode':13} {titles}   PANDA (quoted)")
+    ratios = f"{'wall ratio':>19} {'rounds':>10}  {'fastest':>19}  {'CPU ratio':>19}"
+    print(f"\n{'workload':22} {'mode':13} {ratios} {'pairs':>5} {'traps':>6}  late   PANDA (quoted)")
     last = ""
     for (name, mode), pairs in results.items():
         if name != last:
             seconds = [pair[0] for one in pairs.rounds for pair in one]
             print(f"{name:22} {'plain':13} {statistics.median(seconds):8.3f} s")
-        print(f"{'':22} {mode:13} {pairs.row()}   {PANDA[name]}")
+        print(f"{'':22} {mode:13} {pairs.row(warm)}   {PANDA[name]}")
         last = name
 
 
@@ -329,6 +345,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=2, help="of each workload in a round")
+    parser.add_argument("--warm", type=int, default=WARM, help="runs of each before it is timed")
     parser.add_argument("--modes", default=",".join(MODES), help="which, separated by commas")
     everything = ",".join((BOOT, *WORKLOADS))
     parser.add_argument("--workloads", default=everything, help="which, separated by commas")
@@ -356,11 +373,11 @@ def main(arguments: list[str] | None = None) -> None:
             with Guest(spec) as plain:
                 plain.save(state)
             with Guest(replace(spec, state=state)) as plain, Guest(replace(loaded, state=state)) as watched:
-                measure(plain, watched, results, options.pairs)
+                measure(plain, watched, results, options.pairs, options.warm)
                 if number + 1 == options.rounds and not options.noise:
                     measure_rate(watched)
     at_boot = NOISE if options.noise else "plugin idle"
-    show({(BOOT, at_boot): boots, **results} if BOOT in names else results)
+    show({(BOOT, at_boot): boots, **results} if BOOT in names else results, options.warm)
 
 
 if __name__ == "__main__":

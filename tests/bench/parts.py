@@ -1,22 +1,28 @@
 """What of the cost of plugin mode is due to what: in one guest, over the same generated code.
 
-    python -m tests.bench.parts [--guests N] [--runs N]
+    python -m tests.bench.parts [--guests N] [--runs N] [--company N]
 
 Two QEMUs never generate quite the same code, and it is not the same after an attach; so what is compared here
 never detaches.  It only changes what is armed, and what it does at a trap:
 
-looking   nothing armed, but it looks for a trap all the time, as it does after two in quick succession
+busy      nothing armed, but a process that has nothing to do with us computes meanwhile
 traps     every trap resumed as soon as it is seen, nothing read
 watching  every trap read, and its events printed to nowhere
 
 Printed are ratios to `off`, nothing armed and asleep, of 200 fork + exec: the median of the guests, each by
-the medians of its runs, in an order that changes, with the 95 % confidence interval of that median; and how
-long vCPUs waited for us, by process.
+the fastest quarter of its runs, in an order that changes, with the 95 % confidence interval of that median.
+Neighbours only ever make a run slower, for seconds at a time, by more than what is asked for here.  Then how
+long vCPUs waited for us, by process; how long (ms) it took us at most to be done with a trap; and what the
+host's scheduler says of QEMU's busiest thread in a run: for how long it had to wait for a CPU, and how often
+it was pushed aside.
+
+With --company so many processes that have nothing to do with us compute in every part, `off`, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import select
@@ -24,26 +30,45 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 from live.adapters.qemu.plugin.source import PluginSource
 from live.core.traps import TrapRequest
 from live.session import Session
 from live.stepper import Stepper
 from tests.accuracy.run import trappable
-from tests.bench.overhead import WARM, WORKLOADS, interval, once, progress
+from tests.bench.overhead import WARM, WORKLOADS, fastest_quarter, interval, once, progress
 from tests.guest.spec import GuestSpec
 
 COMMAND = "200 fork + exec"
 PROCESSES = 201
 """The shell, too."""
-PARTS = ("off", "looking", "traps", "watching")
-Runs = dict[str, list[tuple[float, float, float]]]
-"""By part: (wall seconds, CPU seconds of QEMU, us waited a process) of each run."""
+PARTS = ("off", "busy", "traps", "watching")
+
+
+class Run(NamedTuple):
+    """``wall`` and ``cpu`` (of QEMU) in seconds, ``waited`` in us a process, ``longest``, ``delay`` in ms."""
+
+    wall: float
+    cpu: float
+    waited: float
+    longest: float
+    delay: float
+    aside: int
+
+
+Runs = dict[str, list[Run]]
+"""By part."""
 
 
 def reader(target: str) -> None:
-    """The watcher's process: takes the name of a part, answers with how long vCPUs waited since, in ns."""
+    """The watcher's process: takes the name of a part, answers with how long vCPUs waited since, in ns.
+
+    And with how long it took at most from a trap until we were done with it.
+    """
     from live.cli import _hurry
     from live.render import JsonRenderer
 
@@ -57,15 +82,13 @@ def reader(target: str) -> None:
         source.arm(armed)  # now, so that no part has to have code generated anew
         _hurry()
         stepper.look(0, "attach")
-        part, before = "off", 0
+        part, before, longest = "off", 0, 0
         while True:
-            if part == "looking":
-                for _ in range(2):
-                    source.lookout.trap(time.monotonic_ns())
-            trap = source.wait(0 if part == "looking" else 0.02)
+            trap = source.wait(0.02)
             if trap is not None:
                 events = stepper.trap(trap, 0, 0) if part == "watching" else []
                 source.resume(trap)
+                longest = max(longest, time.monotonic_ns() - trap.time_ns)
                 for event in events:
                     renderer.show(event)
             elif select.select([sys.stdin], [], [], 0)[0]:
@@ -76,13 +99,13 @@ def reader(target: str) -> None:
                 if part == "watching":
                     stepper.look(0, "resync")
                 waited = source.counters.held_ns
-                print(waited - before, flush=True)
-                before = waited
+                print(waited - before, longest, flush=True)
+                before, longest = waited, 0
         source.close()
 
 
-def one_guest(runs: int) -> Runs:
-    """Boot one, and run each part so many times."""
+def one_guest(runs: int, others: int) -> Runs:
+    """Boot one, and run each part so many times, while ``others`` compute."""
     results: Runs = {part: [] for part in PARTS}
     command = [sys.executable, "-m", "tests.bench.parts", "reader"]
     with (
@@ -94,10 +117,11 @@ def one_guest(runs: int) -> Runs:
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def change(part: str) -> int:
+        def change(part: str) -> tuple[int, int]:
             print(part, file=process.stdin, flush=True)
             assert process.stdout is not None
-            return int(process.stdout.readline())
+            waited, longest = process.stdout.readline().split()
+            return int(waited), int(longest)
 
         change("traps")
         for _ in range(WARM):
@@ -105,37 +129,75 @@ def one_guest(runs: int) -> Runs:
         for _ in range(runs):
             for part in random.sample(PARTS, len(PARTS)):
                 change(part)
-                time.sleep(0.02)
-                wall, cpu = once(guest, WORKLOADS[COMMAND])
-                results[part].append((wall, cpu, change("off") / 1000 / PROCESSES))
+                with company(others + (part == "busy")):
+                    time.sleep(0.1)
+                    before = scheduled(guest.pid)
+                    wall, cpu = once(guest, WORKLOADS[COMMAND])
+                    delay, aside = scheduled(guest.pid)
+                waited, longest = change("off")
+                results[part].append(
+                    Run(
+                        wall,
+                        cpu,
+                        waited / 1000 / PROCESSES,
+                        longest / 1e6,
+                        (delay - before[0]) / 1e6,
+                        aside - before[1],
+                    )
+                )
         process.stdin.close()
         process.wait()
     return results
 
 
-def middle(guest: Runs, part: str, at: int) -> float:
-    """The median of one column."""
-    return statistics.median(run[at] for run in guest[part])
+@contextlib.contextmanager
+def company(processes: int) -> Iterator[None]:
+    """Others that compute."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(processes):
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(process.kill)
+        yield
+
+
+def scheduled(pid: int) -> tuple[int, int]:
+    """(ns for which the busiest thread waited for a CPU, how often it was pushed aside) since it began."""
+    threads = [thread for thread in Path(f"/proc/{pid}/task").iterdir() if thread.exists()]
+    stats = {thread: list(map(int, (thread / "schedstat").read_text().split())) for thread in threads}
+    busiest = max(stats, key=lambda thread: stats[thread][0])
+    line = (busiest / "status").read_text().rpartition("nonvoluntary_ctxt_switches:")[2]
+    return stats[busiest][1], int(line)
+
+
+def fastest(guest: Runs, part: str, at: int) -> float:
+    """Of one column, the fastest quarter."""
+    return fastest_quarter([run[at] for run in guest[part]])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--guests", type=int, default=10)
-    parser.add_argument("--runs", type=int, default=6, help="of each part in a guest")
+    parser.add_argument("--guests", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=20, help="of each part in a guest")
+    parser.add_argument("--company", type=int, default=0, help="processes that compute meanwhile")
     options = parser.parse_args(arguments or [])
     guests = []
     for number in range(options.guests):
         progress(f"guest {number + 1} of {options.guests}")
-        guests.append(one_guest(options.runs))
-    print(f"{'part':10} {'wall ratio':>19}  {'CPU ratio':>19}  us waited a process")
+        guests.append(one_guest(options.runs, options.company))
+    print(
+        f"{'part':10} {'wall ratio':>19}  {'CPU ratio':>19}  us waited a process  ms longest  ms delay  aside"
+    )
     for part in PARTS:
         ratios = [
-            interval([middle(guest, part, at) / middle(guest, "off", at) for guest in guests])
+            interval([fastest(guest, part, at) / fastest(guest, "off", at) for guest in guests])
             for at in (0, 1)
         ]
-        waited = statistics.median(middle(guest, part, 2) for guest in guests)
-        print(f"{part:10} {'  '.join(ratios)}  {waited:19.1f}")
+        waited, delay, aside = (
+            statistics.median(run[at] for guest in guests for run in guest[part]) for at in (2, 4, 5)
+        )
+        longest = max(run.longest for guest in guests for run in guest[part])
+        print(f"{part:10} {'  '.join(ratios)}  {waited:19.1f}  {longest:7.1f}  {delay:8.1f}  {aside:5.0f}")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ static bool any(const uint64_t *bits, unsigned n)
 
 static enum reply arm(const struct arm *a)
 {
-    size_t tail = ((size_t)a->n_pending + 2ul * a->n_words + a->n_code + 2ul * a->n_fences) * sizeof(uint64_t);
+    size_t tail = ((size_t)a->n_pending + 2ul * a->n_words + a->n_code + 3ul * a->n_fences) * sizeof(uint64_t);
     if (a->n_pending > MAX_PENDING || a->n_words > MAX_WORDS || a->n_code > MAX_CODE || a->n_fences > MAX_FENCES
         || a->length != sizeof *a + tail)
         return BAD;
@@ -139,7 +139,7 @@ static enum reply arm(const struct arm *a)
     f->code = f->pending + a->n_pending;
     memcpy(f->pending, a->tail, a->n_pending * sizeof(uint64_t));
     f->fences = f->code + a->n_code;
-    memcpy(f->code, a->tail + a->n_pending + 2 * a->n_words, (a->n_code + 2ul * a->n_fences) * sizeof(uint64_t));
+    memcpy(f->code, a->tail + a->n_pending + 2 * a->n_words, (a->n_code + 3ul * a->n_fences) * sizeof(uint64_t));
     qsort(f->pending, a->n_pending, sizeof(uint64_t), compare);
     qsort(f->code, a->n_code, sizeof(uint64_t), compare);
     enum reply reply = watch_words(f, a->tail + a->n_pending);
@@ -211,7 +211,7 @@ static bool open_session(int fd)
     wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     for (unsigned v = 0; v < n_vcpus; v++) {
         vcpus[v].fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        vcpus[v].fence = 0;
+        vcpus[v].fence = vcpus[v].high = 0;
     }
     bool good = s != MAP_FAILED;
     if (good) {
@@ -258,7 +258,7 @@ static void close_session(void)
 
 static void serve(int fd)
 {
-    static union { struct arm head; char bytes[sizeof(struct arm) + 8 * (MAX_PENDING + 2 * MAX_WORDS + MAX_CODE + 2 * MAX_FENCES)]; } m;
+    static union { struct arm head; char bytes[sizeof(struct arm) + 8 * (MAX_PENDING + 2 * MAX_WORDS + MAX_CODE + 3 * MAX_FENCES)]; } m;
     while (transfer(fd, &m, sizeof m.head) && m.head.length >= sizeof m.head && m.head.length <= sizeof m
            && transfer(fd, m.bytes + sizeof m.head, m.head.length - sizeof m.head)) {
         uint64_t answer[2] = {arm(&m.head), flush_wanted};

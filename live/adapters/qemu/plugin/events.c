@@ -7,8 +7,8 @@
  * RECORD: nobody waits.  HOLD: the vCPU waits here for its resume word, the time limit, or the end of the reader,
  * whichever is first.  FENCE: the guest runs on while the reader looks at its memory, but no vCPU gets past its
  * next system call, or its next code address that is trapped, before the resume word is there: what the reader
- * wants to read is changed by nothing else.  Such a wait has the same limit.  Most fences cost nothing, because
- * the reader is quicker than the guest.
+ * wants to read is changed by nothing else.  LOW_FENCE: the same, but the system calls of a list pass.  Such a
+ * wait has the same limit.  Most fences cost nothing, because the reader is quicker than the guest.
  *
  * A reader that let a wait run into its limit is late: nothing waits for it until it has read what is in the ring.
  *
@@ -69,19 +69,23 @@ static void await(struct shared *s, unsigned of, uint64_t seq, unsigned limit_ms
     s->waited_ns += now() - begin;
 }
 
-void pass_fences(unsigned v, unsigned limit_ms)
+/* `low`: only the high ones stop it; those that it leaves behind are for the next one to look for. */
+void pass_fences(unsigned v, bool low, unsigned limit_ms)
 {
     struct shared *s = shared;
-    __atomic_fetch_and(&score_of(v)->sys, ~(uint64_t)FENCED, __ATOMIC_SEQ_CST);
+    if (!low)
+        __atomic_fetch_and(&score_of(v)->sys, ~(uint64_t)FENCED, __ATOMIC_SEQ_CST);
     for (unsigned i = 0; s && i < n_vcpus; i++) {
-        uint64_t seq = vcpus[i].fence;
+        uint64_t seq = low ? vcpus[i].high : vcpus[i].fence;
         if (!late && s->vcpu[i].resumed < seq)
             await(s, i, seq, limit_ms, -1);     /* several may wait for it, and most times nobody does */
     }
 }
 
-static void put_up_fence(unsigned v, uint64_t seq)
+static void put_up_fence(unsigned v, uint64_t seq, bool low)
 {
+    if (!low)
+        vcpus[v].high = seq;
     vcpus[v].fence = seq;
     for (unsigned i = 0; i < n_vcpus; i++)
         if (vcpus[i].seen)
@@ -105,6 +109,7 @@ void emit(struct event *e, enum action action, unsigned limit_ms)
         for (unsigned i = 0; i < sizeof brief; i++)
             e->regs[brief[i]] = reg(v, brief[i]);
     e->held = held ? action - RECORD : 0;
+    e->cpu = sched_getcpu();
     e->time = now();
     while (atomic_flag_test_and_set_explicit(&ring_lock, memory_order_acquire))
         ;
@@ -112,8 +117,8 @@ void emit(struct event *e, enum action action, unsigned limit_ms)
     e->sequence = ++sequence;
     bool fits = used < (held ? SLOTS : SLOTS - 256);
     if (fits) {
-        if (held && action == FENCE)    /* before the reader can resume it */
-            put_up_fence(v, e->sequence);
+        if (held && action >= FENCE)    /* before the reader can resume it */
+            put_up_fence(v, e->sequence, action == LOW_FENCE);
         memcpy((char *)s + ring_offset + head % SLOTS * sizeof *e, e, sizeof *e);
         s->head = head + 1;
     } else {

@@ -1,33 +1,33 @@
-"""To look for the next trap instead of sleeping until it comes: what KVM does when a vCPU halts.
+"""To look for the next trap between naps, instead of sleeping until it comes.
 
-To be woken takes longer than to handle a trap, and the vCPU stands meanwhile.  So after two traps in quick
-succession the next one is looked for, for `EAGER_NS`, before we sleep.  Only where the host has a CPU more
-than the guest has vCPUs.
+To wake us costs the vCPU's thread 25 us, and we begin later still.  So after two traps in quick succession we
+look for the next one, for a while, before we sleep: at once, and then after each of many naps.  Only where
+the host has a CPU more than the guest has vCPUs.
 
 Theory of operation
 -------------------
-Whoever looks takes a CPU, and QEMU's other threads want one now and then, some hundred times a second: its
-main loop runs the guest's timers.  If they have to wait for us, or push the vCPU's thread aside, the guest
-is slower for it (`looking` in `python -m tests.bench parts`).  So we offer our CPU at each turn of the loop,
-at the priority of everybody: with a better one, which `pse watch` has so that vCPUs do not stand,
-sched_yield(2) gives little away.  And if somebody takes the CPU for long, it was not spare: then we sleep
-for a while.
+Not to nap would find a trap 50 us sooner, and cost more than that: whoever computes next to a vCPU makes it
+slower (`busy` in `python -m tests.bench parts`), QEMU's main loop, which runs the guest's timers, wants a CPU
+some hundred times a second, and on a busy host somebody else wants it all the time (`--company` there).  A
+nap leaves it to them, and at its end we are on in time, because we keep whatever priority we have.
+
+The scheduler may let us nap on a vCPU's CPU, and at the end of each we push its thread aside.  So we keep off
+the CPUs on which vCPUs were last trapped: while we look and from one trap to the next, and only if asked to,
+because programs that a callback starts meanwhile would inherit that.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-import select
 import time
 from collections.abc import Callable
 
-EAGER_NS = 2_000_000
-_TAKEN_NS = 500_000
-"""QEMU's main loop is done in 20 us; whoever is not wants to have a CPU."""
-_RETREAT_NS = 100_000_000
-"""For so long the CPU counts as taken."""
-_BEST = -20
-"""There is no better priority to try for: whether this one could be had back is not known."""
+EAGER_NS = 10_000_000
+"""For so long after a trap the next one is looked for."""
+_NAP_S = 0.000_001
+"""The kernel adds a thread's timer slack, 50 us (prctl(2), PR_SET_TIMERSLACK)."""
 
 
 class Lookout:
@@ -36,53 +36,49 @@ class Lookout:
     def __init__(self, spare: bool) -> None:
         """``spare``: there is a CPU that no vCPU needs."""
         self._spare = spare
-        self._until = self._last = self._retreat = 0
-        self._may_return: bool | None = None
-        self._poll = select.poll()
+        self._until = self._last = 0
+        self._of_vcpus: dict[int, int] = {}
+        self._ours: set[int] = set()
+        self._left: set[int] = set()
+        """Of `_ours` those to which we keep, while we keep off others."""
+        self.keeps_off = False
+        """Whether it keeps off the CPUs of vCPUs."""
 
-    def trap(self, taken_ns: int) -> None:
-        """A trap was found; ``taken_ns`` is when the vCPU took it, by the monotonic clock."""
+    def trap(self, taken_ns: int, vcpu: int, cpu: int) -> None:
+        """A trap was found; ``taken_ns`` is when the vCPU took it, by the monotonic clock, ``cpu`` where."""
         since, self._last = taken_ns - self._last, taken_ns
-        eager = self._spare and since < EAGER_NS and taken_ns >= self._retreat
-        self._until = taken_ns + EAGER_NS if eager else 0
+        self._of_vcpus[vcpu] = cpu
+        self._until = taken_ns + EAGER_NS if self._spare and since < EAGER_NS else 0
 
-    def look(self, nothing: Callable[[], bool]) -> None:
-        """While traps are likely: return when ``nothing`` is not true any more, or it is time to sleep."""
-        now = time.monotonic_ns()
-        if now >= self._until or not nothing():
+    def look(self, nothing: Callable[[], bool], deadline: float = math.inf) -> None:
+        """While traps are likely: return when ``nothing`` is not true any more, or it is time to sleep.
+
+        ``deadline``: when to return at the latest, by `time.monotonic`.
+        """
+        if self._until and self.keeps_off:
+            self._keep_off()
+        until = min(self._until, deadline * 1e9)
+        while nothing():
+            if time.monotonic_ns() >= until:
+                self.anywhere()
+                return
+            time.sleep(_NAP_S)
+
+    def _keep_off(self) -> None:
+        busy = set(self._of_vcpus.values())
+        if self._left and self._left == self._ours - busy:
             return
-        priority = self._step_down()
-        try:
-            while now < self._until and nothing():
-                self._poll.poll(0)  # lets other threads of ours run
-                os.sched_yield()
-                before, now = now, time.monotonic_ns()
-                if now - before > _TAKEN_NS:
-                    self._until, self._retreat = 0, now + _RETREAT_NS
-        finally:
-            if priority:
-                os.setpriority(os.PRIO_PROCESS, 0, priority)
+        self.anywhere()
+        self._ours = os.sched_getaffinity(0)
+        left = self._ours - busy
+        if left and left != self._ours:
+            with contextlib.suppress(OSError):  # they were taken from us just now
+                os.sched_setaffinity(0, left)
+                self._left = left
 
-    def _step_down(self) -> int:
-        """Give up this thread's better priority and return it; 0: it has none, or could not have it back."""
-        priority = os.getpriority(os.PRIO_PROCESS, 0)
-        if priority >= 0:
-            return 0
-        if self._may_return is None:
-            self._may_return = _may_raise(priority)
-        if not self._may_return:
-            return 0
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
-        return priority
-
-
-def _may_raise(priority: int) -> bool:
-    """Whether this thread may have a better priority than ``priority``: then it may have this one, too."""
-    if priority <= _BEST:
-        return False
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, priority - 1)
-    except PermissionError:
-        return False
-    os.setpriority(os.PRIO_PROCESS, 0, priority)
-    return True
+    def anywhere(self) -> None:
+        """Run on every CPU again, unless somebody else has said meanwhile where we may run."""
+        left, self._left = self._left, set()
+        if left and os.sched_getaffinity(0) == left:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self._ours)

@@ -16,7 +16,7 @@ from live.core.memory import GuestVirtual
 from live.core.traps import AsidChange, CodeHit, Entry, Syscall, Trap, TrapRequest, VcpuIndex, asid_of
 
 MAGIC = 0x31455350
-PROTOCOL = 3
+PROTOCOL = 4
 HELLO = struct.Struct("<4I")
 ANSWER = struct.Struct("<2Q")
 STATUS_FLUSHING = 1
@@ -30,10 +30,13 @@ RESUMED_AT = 256
 RESUMED_STRIDE = 64
 EVENT_SIZE = 256
 HELD_AT, FENCED = 17, 2
-"""Where in an event it says how it is held, and the value for a fence."""
+"""Where in an event it says how it is held, and the least value for a fence."""
+CPU = struct.Struct("<Q")
+CPU_AT = 200
+"""Where it says on which of the host's CPUs the vCPU was."""
 
 _EVENT = struct.Struct("<2Q4BI4Q18Q")
-_HEAD = struct.Struct("<I4B6I32Q")
+_HEAD = struct.Struct("<I4B6I48Q")
 _REGISTERS = (
     *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
     *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base"),
@@ -62,18 +65,23 @@ def encode_request(request: TrapRequest, hold_ms: int, address_of: Callable[[int
     """
     pending = sorted(request.pending)
     code = sorted(request.code)
-    fences = sorted((one.code, one.offset) for one in request.fences if one.code in request.code)
+    fences = sorted(
+        (one.code, one.offset, bool(one.passing)) for one in request.fences if one.code in request.code
+    )
+    passing = {one.passing for one in request.fences if one.passing}
     if len(pending) > MAX_PENDING or len(request.words) > MAX_WORDS or len(code) > MAX_CODE:
         raise ValueError(f"more than {MAX_PENDING} asids, {MAX_WORDS} words or {MAX_CODE} code addresses")
     if len(fences) > MAX_FENCES:
         raise ValueError(f"more than {MAX_FENCES} fences")
+    if len(passing) > 1:
+        raise ValueError("fences that different system calls pass")
     tail: list[int] = [*pending]
     for word in request.words:
         tail += [address_of(word.gpa, word.size), word.size]
     tail += code
-    for pair in fences:
-        tail += pair
-    bits = _bitmap(request.syscalls) + _bitmap(request.syscalls32)
+    for fence in fences:
+        tail += fence
+    bits = [*_bitmap(request.syscalls), *_bitmap(request.syscalls32), *_bitmap(frozenset().union(*passing))]
     return _HEAD.pack(
         _HEAD.size + 8 * len(tail),
         request.asid_changes,

@@ -13,11 +13,11 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { NEWEST_API = 6 };                       /* 7 has other callbacks */
-enum { MAGIC = 0x31455350, PROTOCOL = 3, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096,
+enum { MAGIC = 0x31455350, PROTOCOL = 4, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096,
        MAX_FENCES = 64 };
 enum kind { ASID = 1, SYSCALL = 2, CODE = 3 };
-enum action { OFF, RECORD, HOLD, FENCE };      /* event.held: 1 for HOLD, 2 for FENCE */
-enum { GPRS = 16, REGS = GPRS + 3, R_RDI = 7, R_GS = GPRS, R_KGS, R_CR3 };
+enum action { OFF, RECORD, HOLD, FENCE, LOW_FENCE };    /* event.held: 1 for HOLD, 2 and 3 for the fences */
+enum { GPRS = 16, REGS = GPRS + 3, R_RAX = 0, R_RDI = 7, R_GS = GPRS, R_KGS, R_CR3 };
 #define REG_NAMES {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", \
                    "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base", "cr3"}
 
@@ -25,7 +25,7 @@ struct event {
     uint64_t sequence, time;
     uint8_t kind, held, entry, moved;
     uint32_t vcpu;
-    uint64_t cr3, new_cr3, pc, number, regs[18], unused[7];
+    uint64_t cr3, new_cr3, pc, number, regs[18], cpu, unused[6];    /* cpu: the host's */
 };
 _Static_assert(sizeof(struct event) == 256, "layout");
 
@@ -44,8 +44,8 @@ struct arm {
     uint32_t length;
     uint8_t asid, every, syscall, code;
     uint32_t hold_ms, n_pending, n_words, n_code, n_fences, unused;
-    uint64_t bitmap[2][16];
-    uint64_t tail[];                            /* pending[], {address, size}[], code[], {code, offset}[] */
+    uint64_t bitmap[3][16];                     /* trapped: 64-bit, i386; what passes low fences: 64-bit */
+    uint64_t tail[];                            /* pending[], {address, size}[], code[], {code, offset, low}[] */
 };
 
 struct word { uint64_t address, size; _Atomic uint64_t last; };
@@ -64,7 +64,7 @@ struct vcpu {
     _Atomic int busy;
     int fd;
     _Atomic bool seen;
-    _Atomic uint64_t fence;                                                 /* sequence of its last event of that kind */
+    _Atomic uint64_t fence, high;                                           /* sequences of its last fence, and high one */
     GByteArray *buffer;
 };
 enum { SPIN_NS = 200000, NAP_NS = 50000, SLICE_NS = 20000000 };
@@ -86,7 +86,7 @@ extern uint64_t spin_ns;
 
 struct score *score_of(unsigned vcpu);
 uint64_t reg(unsigned vcpu, int which);
-void pass_fences(unsigned vcpu, unsigned limit_ms);
+void pass_fences(unsigned vcpu, bool low, unsigned limit_ms);
 void emit(struct event *, enum action, unsigned limit_ms);
 void words_of_vcpu(unsigned vcpu);
 void wake_all(void);

@@ -8,6 +8,7 @@ While traps are likely we do not sleep: lookout.py.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import select
@@ -47,8 +48,8 @@ class PluginSource:
     supports: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit})
     prefers: type = CodeHit
     guarantee = (
-        "Every trap is taken, on every vCPU, and read before the guest's next system call at the latest; "
-        "none that needs a look is dropped, and a vCPU waits no longer than the limit."
+        "Every trap is taken, on every vCPU, and read before the guest's next system call (other than to "
+        "wait for a new child); none that needs a look is dropped, and a vCPU waits no longer than the limit."
     )
 
     def __init__(self, path: str, memory: object, hold: float = DEFAULT_HOLD) -> None:
@@ -124,6 +125,9 @@ class PluginSource:
             answer = b""
         if len(answer) < protocol.ANSWER.size:
             raise self._gone()
+        # Behind a fence we compute beside the guest.  Where a vCPU stands we do not, and callbacks may run.
+        self.lookout.anywhere()
+        self.lookout.keeps_off = bool(request.fences)
         status, flush = protocol.ANSWER.unpack(answer)
         if status == protocol.STATUS_FLUSHING:
             if not self._held:
@@ -162,27 +166,28 @@ class PluginSource:
 
     def wait(self, timeout: float | None) -> Trap | None:
         """See `live.core.traps.TrapSource.wait`."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self.lookout.look(self._nothing)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self.lookout.look(self._nothing, deadline)
         while self._nothing():
-            rest = _GLANCE if deadline is None else min(_GLANCE, deadline - time.monotonic())
+            rest = min(_GLANCE, deadline - time.monotonic())
             for number, _flags in self._sleep(max(rest, 0) * 1000):
                 if number == self._descriptors[1]:
                     with contextlib.suppress(BlockingIOError):
                         os.read(number, 8)
                 elif self._nothing():
                     raise self._gone()
-            if deadline is not None and time.monotonic() >= deadline and self._nothing():
+            if time.monotonic() >= deadline and self._nothing():
                 return None
         at = self._ring + self._tail % self._slots * protocol.EVENT_SIZE
         trap = protocol.decode_event(self._view, at)
-        fenced = self._view[at + protocol.HELD_AT] == protocol.FENCED
+        fenced = self._view[at + protocol.HELD_AT] >= protocol.FENCED
+        (cpu,) = protocol.CPU.unpack_from(self._view, at + protocol.CPU_AT)
         self._tail += 1
         _U64.pack_into(self._view, protocol.TAIL_AT, self._tail)
         self._delivered += 1
         if trap.held:
             self._held[trap.vcpu] = trap.sequence, fenced
-        self.lookout.trap(trap.time_ns)
+        self.lookout.trap(trap.time_ns, trap.vcpu, cpu)
         return trap
 
     def _sleep(self, milliseconds: float) -> list[tuple[int, int]]:
@@ -210,6 +215,7 @@ class PluginSource:
         """Detach: the plugin lets every vCPU go and is idle again.  Safe to call twice."""
         if self._socket.fileno() < 0:
             return
+        self.lookout.anywhere()
         # The plugin hangs up when it has let go, so that nothing of ours is in force when this returns.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)

@@ -84,11 +84,11 @@ static struct filter *enter(unsigned v)
     return filter;
 }
 
-static void leave(unsigned v, struct event *e, enum action action, unsigned limit_ms)
+static void leave(unsigned v, struct event *e, enum action action, unsigned limit_ms, bool low)
 {
     vcpus[v].deciding = 0;
     if (reader && e && e->kind != ASID)
-        pass_fences(v, limit_ms);
+        pass_fences(v, low, limit_ms);
     if (reader && action != OFF)
         emit(e, action, limit_ms);
     vcpus[v].busy = 0;
@@ -108,12 +108,19 @@ static void switch_syscalls(unsigned v, bool on)
         __atomic_fetch_and(&score_of(v)->sys, ~1ull, __ATOMIC_SEQ_CST);
 }
 
+static bool listed(const uint64_t bitmap[16], uint64_t number)
+{
+    return number < 1024 && bitmap[number / 64] >> number % 64 & 1;
+}
+
 static void on_syscall(unsigned v, void *data)
 {
     struct event e = {.kind = SYSCALL, .vcpu = v, .pc = vaddr_of(data), .entry = extra_of(data)};
     struct filter *f = enter(v);
     enum action action = OFF;
     unsigned limit = f ? f->head.hold_ms : 0;
+    e.number = reg(v, R_RAX) & 0xffffffff;
+    bool low = f && !e.entry && listed(f->head.bitmap[2], e.number);
     if (f && f->sys) {
         e.cr3 = reg(v, R_CR3);
         action = f->head.every;
@@ -123,12 +130,10 @@ static void on_syscall(unsigned v, void *data)
             else if (f->only_pending)
                 switch_syscalls(v, false);
         }
-        e.number = reg(v, 0) & 0xffffffff;
-        if (e.number < 1024 && f->head.syscall > action
-            && f->head.bitmap[e.entry != 0][e.number / 64] >> e.number % 64 & 1)
+        if (f->head.syscall > action && listed(f->head.bitmap[e.entry != 0], e.number))
             action = f->head.syscall;
     }
-    leave(v, &e, action, limit);
+    leave(v, &e, action, limit, low);
 }
 
 static void on_cr3(unsigned v, void *data)
@@ -155,22 +160,23 @@ static void on_cr3(unsigned v, void *data)
                 action = HOLD;
         }
     }
-    leave(v, &e, action, limit);
+    leave(v, &e, action, limit, false);
 }
 
-/* There is a fence for this address, and what its argument (rdi) points at has something at the fence's offset. */
-static bool may_run_on(unsigned v, const struct filter *f, uint64_t pc)
+/* The fence for this address, if what its argument (rdi) points at has something at the fence's offset; or HOLD. */
+static enum action fence_at(unsigned v, const struct filter *f, uint64_t pc)
 {
     GByteArray *buffer = vcpus[v].buffer;
     for (unsigned i = 0; i < f->head.n_fences; i++) {
-        if (f->fences[2 * i] != pc)
+        const uint64_t *fence = &f->fences[3 * i];
+        if (fence[0] != pc)
             continue;
-        uint64_t value = 0, at = reg(v, R_RDI) + f->fences[2 * i + 1];
+        uint64_t value = 0, at = reg(v, R_RDI) + fence[1];
         if (qemu_plugin_read_memory_vaddr(at, buffer, sizeof value) && buffer->len == sizeof value)
             memcpy(&value, buffer->data, sizeof value);
-        return value;
+        return !value ? HOLD : fence[2] ? LOW_FENCE : FENCE;
     }
-    return false;
+    return HOLD;
 }
 
 static void on_code(unsigned v, void *data)
@@ -182,10 +188,10 @@ static void on_code(unsigned v, void *data)
     if (f && has(f->code, f->head.n_code, e.pc)) {
         e.cr3 = reg(v, R_CR3);
         action = f->head.code;
-        if (action == HOLD && may_run_on(v, f, e.pc))
-            action = FENCE;
+        if (action == HOLD)
+            action = fence_at(v, f, e.pc);
     }
-    leave(v, &e, action, limit);
+    leave(v, &e, action, limit, false);
 }
 
 static void on_return(unsigned v, void *data)
@@ -198,7 +204,7 @@ static void on_return(unsigned v, void *data)
         __atomic_fetch_and(&s->sys, 1 | FENCED, __ATOMIC_SEQ_CST);
         __atomic_fetch_and(&s->cr3, 1, __ATOMIC_SEQ_CST);
     }
-    leave(v, NULL, OFF, 0);
+    leave(v, NULL, OFF, 0, false);
 }
 
 static void on_resume(uint64_t id, unsigned v)
