@@ -8,11 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from live.adapters.qemu.plugin.lookout import EAGER_NS, Lookout
+from live.adapters.qemu.plugin.lookout import CLOSELY_NS, EAGER_NS, Lookout
 
-NAP_NS = 60_000
-NAPS = -(-EAGER_NS // NAP_NS)
-"""In the time for which a trap is looked for."""
+LOOK_NS, NAP_NS = 1_000, 60_000
 
 
 class Thread:
@@ -24,10 +22,14 @@ class Thread:
         self.naps: list[set[int]] = []
         """The CPUs that it might have run on at the end of each."""
         self.meanwhile: Callable[[], None] = lambda: None
-        monkeypatch.setattr(time, "monotonic_ns", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic_ns", self._clock)
         monkeypatch.setattr(time, "sleep", self._nap)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(self.cpus))
         monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus: setattr(self, "cpus", set(cpus)))
+
+    def _clock(self) -> int:
+        self.now += LOOK_NS
+        return self.now
 
     def _nap(self, seconds: float) -> None:
         assert 0 < seconds < 0.0001
@@ -62,13 +64,29 @@ def test_one_trap_is_no_reason_to_look(thread: Thread) -> None:
     assert thread.look(lookout) == 0
 
 
-@pytest.mark.parametrize(("apart", "naps"), [(EAGER_NS, 0), (EAGER_NS - 1, NAPS)])
-def test_two_traps_in_quick_succession_are(thread: Thread, apart: int, naps: int) -> None:
+def test_two_traps_far_apart_are_none(thread: Thread) -> None:
     lookout = Lookout(spare=True)
-    lookout.trap(thread.now - apart, 0, 1)
+    lookout.trap(thread.now - EAGER_NS, 0, 1)
     lookout.trap(thread.now, 0, 1)
-    assert thread.look(lookout) == naps
+    assert thread.look(lookout) == 0
+
+
+def test_two_traps_in_quick_succession_are(thread: Thread) -> None:
+    lookout = Lookout(spare=True)
+    lookout.trap(thread.now - EAGER_NS + 1, 0, 1)
+    lookout.trap(thread.now, 0, 1)
+    begin = thread.now
+    looked = thread.look(lookout) * (NAP_NS + LOOK_NS) + CLOSELY_NS
+    assert EAGER_NS <= thread.now - begin < EAGER_NS + 2 * NAP_NS
+    assert abs(looked - EAGER_NS) < 2 * NAP_NS
     assert thread.look(lookout) == 0, "its time is over"
+
+
+def test_at_first_it_does_not_nap(thread: Thread) -> None:
+    lookout, begin = thread.eager(), thread.now
+    lookout.look(lambda: thread.now - begin < CLOSELY_NS)
+    assert thread.naps == []
+    assert thread.now - begin < CLOSELY_NS + 5 * LOOK_NS
 
 
 def test_not_where_the_vcpus_need_every_cpu(thread: Thread) -> None:
@@ -82,11 +100,13 @@ def test_it_ends_with_the_next_trap(thread: Thread) -> None:
 
 
 def test_it_ends_at_the_deadline(thread: Thread) -> None:
-    thread.eager().look(lambda: True, (thread.now + 5 * NAP_NS) / 1e9)
-    assert len(thread.naps) == 5
-    thread.naps = []
+    deadline = thread.now + CLOSELY_NS + 5 * NAP_NS
+    thread.eager().look(lambda: True, deadline / 1e9)
+    assert thread.naps
+    assert deadline <= thread.now < deadline + 2 * NAP_NS
+    begin = thread.now
     thread.eager().look(lambda: True, 0)
-    assert thread.naps == []
+    assert thread.now - begin < 5 * LOOK_NS
 
 
 @pytest.mark.parametrize(

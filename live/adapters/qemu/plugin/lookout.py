@@ -1,15 +1,16 @@
-"""To look for the next trap between naps, instead of sleeping until it comes.
+"""To look for the next trap, most of the time between naps, instead of sleeping until it comes.
 
 To wake us costs the vCPU's thread 25 us, and we begin later still.  So after two traps in quick succession we
-look for the next one, for a while, before we sleep: at once, and then after each of many naps.  Only where
-the host has a CPU more than the guest has vCPUs.
+look for the next one, for a while, before we sleep.  Only where the host has a CPU more than the guest has
+vCPUs.
 
 Theory of operation
 -------------------
-Not to nap would find a trap 50 us sooner, and cost more than that: whoever computes next to a vCPU makes it
+Not to nap would find a trap 70 us sooner, and cost more than that: whoever computes next to a vCPU makes it
 slower (`busy` in `python -m tests.bench parts`), QEMU's main loop, which runs the guest's timers, wants a CPU
 some hundred times a second, and on a busy host somebody else wants it all the time (`--company` there).  A
-nap leaves it to them, and at its end we are on in time, because we keep whatever priority we have.
+nap leaves it to them, and at its end we are on in time, because we keep whatever priority we have.  Only what
+follows at once, as the end of a short thread its start, is looked for without.
 
 The scheduler may let us nap on a vCPU's CPU, and at the end of each we push its thread aside.  So we keep off
 the CPUs on which vCPUs were last trapped: while we look and from one trap to the next, and only if asked to,
@@ -25,9 +26,11 @@ import time
 from collections.abc import Callable
 
 EAGER_NS = 10_000_000
-"""For so long after a trap the next one is looked for."""
+"""For so long after a trap the next one is looked for,"""
+CLOSELY_NS = 100_000
+"""at first for so long without a nap."""
 _NAP_S = 0.000_001
-"""The kernel adds a thread's timer slack, 50 us (prctl(2), PR_SET_TIMERSLACK)."""
+"""The kernel adds a thread's timer slack, 50 us (prctl(2), PR_SET_TIMERSLACK), and takes its time."""
 
 
 class Lookout:
@@ -58,11 +61,14 @@ class Lookout:
         if self._until and self.keeps_off:
             self._keep_off()
         until = min(self._until, deadline * 1e9)
+        awake = time.monotonic_ns() + CLOSELY_NS
         while nothing():
-            if time.monotonic_ns() >= until:
+            now = time.monotonic_ns()
+            if now >= until:
                 self.anywhere()
                 return
-            time.sleep(_NAP_S)
+            if now >= awake:
+                time.sleep(_NAP_S)
 
     def _keep_off(self) -> None:
         busy = set(self._of_vcpus.values())
