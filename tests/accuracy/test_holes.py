@@ -95,6 +95,7 @@ def test_a_machine_that_stands_still_makes_nobody_late(guest):
     assert watch.missed == 0
 
 
+@pytest.mark.deep  # It takes the CPUs from the test that runs beside it, and poll mode is not meant for that.
 def test_a_host_that_is_busy_makes_nobody_late():
     """Two others a CPU compute.  Between the bursts the watcher sleeps, and has to get a CPU again."""
     bursts = ["sh", "-c", "for i in $(seq 40); do /bin/true; /bin/true; sleep 0.03; done"]
