@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,6 +12,7 @@ from tests.accuracy import compare as comparison
 from tests.accuracy.campaign import broken_invariants, quiet
 from tests.accuracy.compare import compare
 from tests.accuracy.run import trappable
+from tests.bench.parts import company
 from tests.guest import GuestSpec
 from tests.guest.truth import TruthFork
 from tests.watch import Watch
@@ -100,10 +98,7 @@ def test_a_host_that_is_busy_makes_nobody_late():
     """Two others a CPU compute.  Between the bursts the watcher sleeps, and has to get a CPU again."""
     bursts = ["sh", "-c", "for i in $(seq 40); do /bin/true; /bin/true; sleep 0.03; done"]
     # One vCPU, as the watcher does not look for traps where vCPUs need every CPU.
-    with trappable(GuestSpec()) as guest, contextlib.ExitStack() as stack:
-        for _ in range(2 * len(os.sched_getaffinity(0))):
-            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
-            stack.callback(other.kill)
+    with trappable(GuestSpec()) as guest, company(2 * len(os.sched_getaffinity(0))):
         _, _, watch = exact(guest, bursts, ["fork-exec", "200"])
     assert "too late" not in watch.errors
 

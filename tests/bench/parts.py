@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
             statistics.median(run[at] for guest in guests for run in guest[part]) for at in (2, 4, 5)
         )
         longest = max(run.longest for guest in guests for run in guest[part])
-        print(f"{part:10} {'  '.join(ratios)}  {waited:19.1f}  {longest:7.1f}  {delay:8.1f}  {aside:5.0f}")
+        print(f"{part:10} {'  '.join(ratios)}  {waited:19.1f}  {longest:10.1f}  {delay:8.1f}  {aside:5.0f}")
 
 
 if __name__ == "__main__":

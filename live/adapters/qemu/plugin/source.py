@@ -2,7 +2,7 @@
 
 Theory of operation: trap.c.  The ring is the only way of events; while we sleep, an eventfd says that a held
 one is in it.  What is merely recorded does not wake us, so a wait looks at the ring again after `_GLANCE`.
-While traps are likely we do not sleep: lookout.py.
+While traps are likely we nap instead: lookout.py.
 """
 
 from __future__ import annotations
