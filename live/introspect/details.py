@@ -1,6 +1,11 @@
 """What an event carries beyond the task itself: read once, when the event becomes true.
 
 Each part is optional: what cannot be read is None, and no part's failure hides another's.
+
+A guest that is not held may end the process meanwhile, and give the memory of what it had to another one.
+A task holds a reference to what it points at.  So it is read once more afterwards: what it points at as
+before was its own all the time, and what was read behind the other pointers is None.  (Memory that keeps
+one version of a page until it is refreshed gives the same answer twice: there this tells nothing.)
 """
 
 from __future__ import annotations
@@ -8,7 +13,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.events import Namespaces, Process
@@ -17,7 +23,7 @@ from live.core.tasklist import Task, comm_of
 from live.introspect.layout import field
 from live.introspect.linux import LinuxKernel
 from live.introspect.paging import PageTable
-from live.introspect.paths import PathReader
+from live.introspect.paths import PathReader, PathRef
 
 MAX_ARGS = 128 * 1024
 """Bytes of command line that are kept: MAX_ARG_STRLEN, the longest single argument."""
@@ -35,7 +41,40 @@ _NAMESPACES = (
 
 _IDS = ("uid", "gid", "euid", "egid")
 
+_BEHIND = {
+    "thread_pid": ("ns_pid", "namespaces"),
+    "fs": ("cwd",),
+    "nsproxy": ("namespaces",),
+    "cred": (*_IDS, "namespaces"),
+    "signal": ("pgid", "sid"),
+    "cgroups": ("cgroup", "container_id"),
+}
+"""What a task points at, and what of a `Process` is read behind it; behind mm and fs: `_Image`."""
+
 T = TypeVar("T")
+
+
+class _Holds(NamedTuple):
+    """The addresses of what a task holds a reference to, as members of its task_struct."""
+
+    mm: int = 0
+    thread_pid: int = 0
+    fs: int = 0
+    nsproxy: int = 0
+    cred: int = 0
+    signal: int = 0
+    cgroups: int = 0
+
+
+class _Image(NamedTuple):
+    """What of a `Process` is read behind its mm, the path as seen from its root directory."""
+
+    exe: str | None = None
+    args: tuple[str, ...] | None = None
+    args_truncated: bool = False
+
+
+_NO_IMAGE = _Image()
 
 
 class ProcessReader:
@@ -47,15 +86,15 @@ class ProcessReader:
         self._boot_ns = boot_ns
         unpacker, symbols = kernel.unpacker, kernel.symbols
         self._paths = PathReader(kernel)
-        self._task = unpacker(
+        pointers = ("thread_pid", "fs", "nsproxy", "real_cred", "signal", "cgroups")
+        self._pointers = unpacker("task_struct", tuple(map(field, pointers)))
+        self._whose = unpacker(
             "task_struct",
             (
-                field("fs"),
-                field("nsproxy"),
-                field("thread_pid"),
-                field("real_cred"),
-                field("signal"),
-                field("cgroups"),
+                field("tgid"),
+                field("start_boottime", "real_start_time"),
+                field("self_exec_id"),
+                field("mm"),
             ),
         )
         self._mm = unpacker("mm_struct", (field("exe_file"), field("arg_start"), field("arg_end")))
@@ -87,16 +126,52 @@ class ProcessReader:
 
     def describe(self, task: Task) -> Process:
         """Everything that is known of a task, now.  Never raises on account of guest memory."""
-        fs, nsproxy, thread_pid, cred, signal, cgroups = _try(lambda: self._task(task.address), (0,) * 6)
-        uid, gid, euid, egid, user_ns = _try(lambda: self._cred(cred), (task.uid, None, None, None, None))
-        exe_file, arg_start, arg_end = _try(lambda: self._mm(task.mm), (0, 0, 0)) if task.mm else (0, 0, 0)
-        root = _try(lambda: self._paths.root(fs), None) if fs else None
-        cwd = _try(lambda: self._paths.text(self._paths.pwd(fs), root), None) if fs else None
-        exe = _try(lambda: self._paths.text(self._paths.file(exe_file), root), None) if exe_file else None
-        raw = b"" if task.kernel else self.arguments(task.asid, arg_start, arg_end)
-        cgroup = _try(lambda: self._cgroup_path(cgroups), None)
+        before = self._held(task)
+        image = self._image(task, before)
+        # What an exit frees first is read first, and checked at once.
+        now = self._held(task)
+        if (now.mm, now.fs) != (before.mm, before.fs):
+            image = _NO_IMAGE
+        process = self._read(task, before, image)
+        after = self._held(task)
+        lost = {pointer for pointer in _BEHIND if getattr(after, pointer) != getattr(before, pointer)}
+        if not lost:
+            return process
+        nothing = self._read(task, _Holds(), _NO_IMAGE)
+        return replace(process, **{name: getattr(nothing, name) for each in lost for name in _BEHIND[each]})
+
+    def _held(self, task: Task) -> _Holds:
+        """What a task holds now: nothing if its memory is another's, no mm if it is in another image."""
+        address, same = task.address, (*task.identity, task.generation, task.mm)
+        # In a guest a task_struct is there as a whole; of a recording that is not made anew, pages may lack.
+        pointers = _try(lambda: self._pointers(address), None)
+        tgid, start, generation, mm = _try(lambda: self._whose(address), same)
+        # release_task() takes thread_pid away, before anything that is held there is freed.
+        if (tgid, start) != task.identity or (pointers and not pointers[0]):
+            return _Holds()
+        return _Holds(task.mm if (generation, mm) == same[2:] else 0, *(pointers or ()))
+
+    def _image(self, task: Task, at: _Holds) -> _Image:
+        if not at.mm:
+            return _NO_IMAGE
+        exe_file, start, end = _try(lambda: self._mm(at.mm), (0, 0, 0))
+        root = self._root(at)
+        return _Image(
+            exe=_try(lambda: self._paths.text(self._paths.file(exe_file), root), None) if exe_file else None,
+            args=self._args(task, start, end),
+            args_truncated=end - start > MAX_ARGS,
+        )
+
+    def _root(self, at: _Holds) -> PathRef | None:
+        return _try(lambda: self._paths.root(at.fs), None) if at.fs else None
+
+    def _read(self, task: Task, at: _Holds, image: _Image) -> Process:
+        uid, gid, euid, egid, user_ns = _try(lambda: self._cred(at.cred), (task.uid, None, None, None, None))
+        root = self._root(at)
+        cwd = _try(lambda: self._paths.text(self._paths.pwd(at.fs), root), None) if at.fs else None
+        cgroup = _try(lambda: self._cgroup_path(at.cgroups), None)
         nowhere: tuple[int | None, int | None] = (None, None)
-        ns_pid, pid_ns = _try(lambda: self._innermost(thread_pid), nowhere)
+        ns_pid, pid_ns = _try(lambda: self._innermost(at.thread_pid), nowhere)
         return Process(
             identity=task.identity,
             generation=task.generation,
@@ -107,39 +182,37 @@ class ProcessReader:
             task=GuestVirtual(task.address),
             asid=Asid(task.asid) if task.asid else None,
             start_ns=self._boot_ns + task.identity.start if self._boot_ns is not None else None,
-            exe=exe,
-            args=_split(raw) if raw is not None and not task.kernel else None,
-            args_truncated=arg_end - arg_start > MAX_ARGS,
+            **image._asdict(),
             cwd=cwd,
             uid=uid,
             gid=gid,
             euid=euid,
             egid=egid,
             ns_pid=ns_pid,
-            pgid=_try(lambda: self._group(signal, "pgid"), None),
-            sid=_try(lambda: self._group(signal, "sid"), None),
-            namespaces=self._namespaces(nsproxy, pid_ns, user_ns),
+            pgid=_try(lambda: self._group(at.signal, "pgid"), None),
+            sid=_try(lambda: self._group(at.signal, "sid"), None),
+            namespaces=self._namespaces(at.nsproxy, pid_ns, user_ns),
             cgroup=cgroup,
             container_id=_container(cgroup),
         )
 
-    def arguments(self, asid: int, start: int, end: int) -> bytes | None:
-        """The raw bytes of the command line between two guest-virtual addresses; None if unreadable.
+    def _args(self, task: Task, start: int, end: int) -> tuple[str, ...] | None:
+        """The command line, at most `MAX_ARGS` bytes, cut at the first page that is not in RAM.
 
-        At most `MAX_ARGS`; cut at the first page that is not in RAM.  That is looked at more than once:
-        while the kernel copies a page on write, no page is there for a moment (wp_page_copy()).
+        That is looked at more than once: while the kernel copies a page on write, no page is there for a
+        moment (wp_page_copy()).
         """
-        if not asid or not start < end:
+        if task.kernel or not task.asid or not start < end:
             return None
-        table = PageTable(self._kernel.memory.physical, asid, self._kernel.levels)
+        table = PageTable(self._kernel.memory.physical, task.asid, self._kernel.levels)
         length = min(end - start, MAX_ARGS)
         raw = table.read_until_fault(start, length)
         for delay in _AGAIN_S:
-            if len(raw) == length:
+            if len(raw) == length or not self._held(task).mm:
                 break
             time.sleep(delay)
             raw = max(raw, table.read_until_fault(start, length), key=len)
-        return raw or None
+        return _split(raw) if raw else None
 
     def _innermost(self, pid: int) -> tuple[int | None, int | None]:
         """(the tgid in the process's own pid namespace, address of that namespace)."""

@@ -231,6 +231,7 @@ class SyntheticGuest:
             comm=comm,
             flags=(PF_KTHREAD if kernel else PF_FORKNOEXEC) | (PF_EXITING if dead else 0),
             signal=signal,
+            thread_pid=self.new("pid"),
             mm=mm,
             real_parent=parent or self.init_task,
             real_cred=self.new("cred", uid=uid, euid=uid),

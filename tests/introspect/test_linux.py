@@ -173,6 +173,51 @@ def test_exe_and_cwd_are_paths_below_the_processes_root(guest):
     assert ProcessReader(kernel).describe(task).exe is None
 
 
+USER = 0x7F0000001000
+EXITS, EXECS, REAPED, REUSED = {"mm": 0, "flags": 4}, {"self_exec_id": 1}, {"thread_pid": 0}, {"tgid": 9}
+
+
+@pytest.mark.parametrize("meanwhile", ["_image", "_read"])
+@pytest.mark.parametrize(
+    ("change", "told", "told_of_mm"),
+    [
+        ({}, (4, 77), True),
+        ({"comm": b"renamed"}, (4, 77), True),
+        ({"real_cred": 8}, (None, 77), True),
+        ({"signal": 8}, (4, None), True),
+        (EXITS, (4, 77), False),
+        (EXECS, (4, 77), False),  # and the new mm has the place of the old one
+        (REAPED, (None, None), False),
+        (REUSED, (None, None), False),
+    ],
+)
+def test_what_a_process_loses_while_it_is_read_is_not_told(guest, meanwhile, change, told, told_of_mm):
+    address = guest.task(3, uid=4)
+    kernel = guest.kernel()
+    (task,) = kernel.look(0, "").tasks
+    guest.map_user(task.asid + DIRECT, USER, b"mine\0")
+    guest.set(task.mm, "mm_struct", arg_start=USER, arg_end=USER + 5)
+    group = guest.new("pid")
+    guest.put(group + TYPES["pid"]["numbers"][0], "<I", 77)
+    signal = int.from_bytes(guest.ram[address - DIRECT + 88 :][:8], "little")
+    guest.put(signal + TYPES["signal_struct"]["pids"][0] + 8 * 3, "<Q", group)
+    reader = ProcessReader(kernel)
+    read = getattr(reader, meanwhile)
+
+    def slowly(*arguments):
+        found = read(*arguments)
+        guest.set(address, "task_struct", **change)
+        return found
+
+    setattr(reader, meanwhile, slowly)
+    described = reader.describe(task)
+    # The command line is read and checked first, and is the process's own if it is lost later.
+    args = ("mine",) if told_of_mm or meanwhile == "_read" else None
+    assert (described.args, described.euid, described.sid) == (args, *told)
+    assert (described.pid, described.uid) == (3, 4), "the look had read them"
+    assert (reader.describe(task).args is None) == (not told_of_mm)
+
+
 def test_describe_survives_a_task_of_garbage(guest):
     guest.task(3, fs=0x41, nsproxy=0x4242, thread_pid=1 << 63, cgroups=7)
     kernel = guest.kernel()
