@@ -10,7 +10,7 @@ in turn, while the others stand:
 plain      no plugin
 silent     a plugin that asks for nothing
 empty      a plugin that asks to be told of each translated block, and does nothing then
-pse        ours, without a reader
+pse        ours, that nobody has read yet: it has asked for nothing
 
 Printed are ratios to plain, of wall time: the median of the rounds, each by the fastest quarter of its runs,
 with the 95 % confidence interval of that median.  Each round has another guest, with another KASLR.

@@ -71,7 +71,7 @@ WARM = 3
 PROCESS_CALLS = "56,57,58,59,60,231,322,435"
 MODES = {
     "poll": "pse watch --mode poll",
-    "plugin idle": "plugin loaded, nobody reads",
+    "plugin idle": "plugin loaded, nobody has read",
     "plugin": "pse watch --mode plugin",
     "plugin held": "pse watch --mode plugin, with a callback: no fences, every trap held",
     "plugin calls": "process system calls by number, held",

@@ -13,6 +13,7 @@ from live.core.traps import Access, CodeHit, TrapSource
 MODES = ("plugin", "gdbstub", "poll")
 """Best first."""
 AUTO = "auto"
+_STAND_LIMIT = 5.0
 
 POLL_GUARANTEE = (
     "What lives long enough to be in the task list at a look is seen; what came and went between two looks "
@@ -93,4 +94,9 @@ def _open(guest: QemuGuest, mode: str, hold: float, watch: bool) -> TrapSource:
         raise TargetError(
             'The guest was started without the trap plugin; start it with -plugin "$(pse plugin SOCKET)".'
         )
-    return PluginSource(guest.info.plugin_socket, guest.memory, hold)
+    return PluginSource(guest.info.plugin_socket, guest.memory, hold, lambda: _stand(guest))
+
+
+def _stand(guest: QemuGuest) -> None:
+    with guest.pause(_STAND_LIMIT):
+        pass

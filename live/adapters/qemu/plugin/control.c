@@ -153,8 +153,13 @@ static enum reply arm(const struct arm *a)
     f->cr3 = a->asid || a->n_words || f->only_pending;
     f->sys = listed || a->n_pending;
     bool sys = f->sys, cr3 = f->cr3, code = a->code && a->n_code;
-    if (code && instrument(f->code, a->n_code))
+    bool first = (sys || cr3 || code) && !instrumenting;
+    if (first)
+        instrumenting = true;
+    if ((code && instrument(f->code, a->n_code)) || first)
         flush_wanted++;
+    if (first)
+        tell_us_of_translations();      /* from now on the next translation is enough to begin the flush */
     install(f);
     words_of_vcpus(sys, cr3, code);
     if (flush_wanted == flush_done)

@@ -81,6 +81,7 @@ extern size_t ring_offset;                                                  /* n
 extern _Atomic int flushing;                                                /* `shared` is in use for that */
 extern struct codes *_Atomic codes;                                         /* all ever armed; grows only */
 extern _Atomic uint64_t flush_wanted, flush_begun, flush_done;
+extern _Atomic bool instrumenting;                                          /* QEMU tells us of translations */
 
 extern uint64_t spin_ns;
 
@@ -90,6 +91,7 @@ void pass_fences(unsigned vcpu, bool low, unsigned limit_ms);
 void emit(struct event *, enum action, unsigned limit_ms);
 void words_of_vcpu(unsigned vcpu);
 void wake_all(void);
+void tell_us_of_translations(void);
 int compare(const void *, const void *);
 int control_listen(const char *path);
 void control_start(void);

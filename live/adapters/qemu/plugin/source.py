@@ -15,6 +15,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 
 from live.adapters.qemu.plugin import protocol
 from live.adapters.qemu.plugin.lookout import Lookout
@@ -27,7 +28,8 @@ DEFAULT_HOLD = 1.0
 _GLANCE = 0.02
 _CONNECT_TIMEOUT = 2.0
 _ARM_TIMEOUT = 10.0
-"""Seconds for new code addresses to be in force (milliseconds, unless QEMU hangs)."""
+"""Seconds for a request to be in force that needs code made anew (milliseconds, unless QEMU hangs)."""
+_NUDGE_S = 0.05
 _U64 = struct.Struct("<Q")
 
 
@@ -52,14 +54,24 @@ class PluginSource:
         "wait for a new child); none that needs a look is dropped, and a vCPU waits no longer than the limit."
     )
 
-    def __init__(self, path: str, memory: object, hold: float = DEFAULT_HOLD) -> None:
+    def __init__(
+        self,
+        path: str,
+        memory: object,
+        hold: float = DEFAULT_HOLD,
+        nudge: Callable[[], None] | None = None,
+    ) -> None:
         """Connect to the plugin's socket.  ``memory`` has ``hva(gpa, length)``; ``hold``: limit in seconds.
+
+        ``nudge`` makes every vCPU stand for a moment.  Without it, one that never sleeps and runs no code
+        that it has not run before may keep `arm` waiting.
 
         Raises `NoTarget`, `NotPermitted`, `TargetError` (in use by another reader, another version).
         """
         self.description = f"TCG plugin at {path}"
         self._hva = getattr(memory, "hva", _HostAddresses().hva)
         self._hold_ms = max(1, round(hold * 1000))
+        self._nudge = nudge
         self._delivered = 0
         self._held: dict[int, tuple[int, bool]] = {}
         """vCPU -> sequence, and whether it is a fence."""
@@ -108,7 +120,8 @@ class PluginSource:
         """Replace what is trapped.
 
         In force when this returns, but for *new* code addresses while a trap is held: they need every vCPU
-        to leave generated code for a moment, so they are in force soon after that trap is resumed.
+        to leave generated code for a moment, so they are in force soon after that trap is resumed.  So does
+        what is armed first, when nothing is held yet.
 
         Raises `MemoryFault` for a word that is not in guest RAM, `TargetError`, `GuestGone`.
         """
@@ -136,16 +149,21 @@ class PluginSource:
             raise TargetError(f"The trap plugin refused the request (status {status}); report this.")
 
     def _await_flush(self, number: int) -> None:
-        deadline = time.monotonic() + _ARM_TIMEOUT
+        nudge_at = time.monotonic() + _NUDGE_S
+        deadline = nudge_at + _ARM_TIMEOUT
         while self._word(protocol.FLUSHES_AT) < number:
             if not self._nothing():
                 return  # a vCPU is held or waits to be; the flush follows when it goes on
             if self._hung_up():
                 raise self._gone()
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 raise TargetError(
-                    "New code addresses cannot be armed while the guest's vCPUs do not run; resume the guest."
+                    "Traps cannot be armed while the guest's vCPUs do not run; resume the guest."
                 )
+            if now > nudge_at and self._nudge is not None:
+                self._nudge()
+                nudge_at = math.inf
             time.sleep(0.0005)
 
     def _head(self) -> int:
