@@ -4,13 +4,14 @@
 
 Whoever wants to trap must be told of each block that QEMU translates.  While anybody is, QEMU has every
 memory access in generated code store its value for plugins, too (accel/tcg: `plugin_mem_value_low`, since
-9.2; the plugin API cannot turn it off for a block).  Four QEMUs go on from one saved guest and run the same
+9.2; the plugin API cannot turn it off for a block).  Five QEMUs go on from one saved guest and run the same
 in turn, while the others stand:
 
 plain      no plugin
 silent     a plugin that asks for nothing
 empty      a plugin that asks to be told of each translated block, and does nothing then
 pse        ours, that nobody has read yet: it has asked for nothing
+read       ours, after `pse watch` has come and gone: nothing is trapped, but QEMU still serves plugins
 
 Printed are ratios to plain, of wall time: the median of the rounds, each by the fastest quarter of its runs,
 with the 95 % confidence interval of that median.  Each round has another guest, with another KASLR.
@@ -28,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from live.adapters.qemu.plugin import build
+from live.session import Session
 from tests.bench.overhead import WARM, WORKLOADS, fastest_quarter, interval, once, progress
 from tests.guest.guest import Guest
 from tests.guest.spec import GuestSpec
@@ -73,6 +75,11 @@ def one_round(specs: dict[str, GuestSpec], state: Path, runs: int) -> dict[tuple
         guests = {
             name: stack.enter_context(Guest(replace(spec, state=state))) for name, spec in specs.items()
         }
+        with Session(str(guests["read"].monitor)) as session:
+            source = session.choose("plugin").source
+            assert source is not None
+            source.arm(session.request(source))
+            source.close()
         for guest in guests.values():
             guest.stop()
         for workload, command in COMMANDS.items():
@@ -102,7 +109,8 @@ def main(arguments: list[str] | None = None) -> None:
             "plain": plain,
             "silent": replace(plain, plugins=(compiled(directory, ask=False),)),
             "empty": replace(plain, plugins=(compiled(directory, ask=True),)),
-            "pse": replace(plain, plugins=(build.argument(directory / "plugin"),)),
+            "pse": replace(plain, plugins=(build.argument(directory / "pse"),)),
+            "read": replace(plain, plugins=(build.argument(directory / "read"),)),
         }
         for number in range(options.rounds):
             progress(f"round {number + 1} of {options.rounds}")
