@@ -11,10 +11,10 @@ A source filters next to the vCPU.  What passes is either *recorded* (the guest 
 seen later) or *held* (the vCPU waits until `TrapSource.resume`, never longer than the hold limit, so
 that memory can be read as it is at that moment).  Only that vCPU waits, where the source can do it.
 
-A held code address may have a *fence*: the guest runs on, and no vCPU gets past its next system call that is
-not in `Fence.passing`, or its next trapped code address, before `TrapSource.resume`.  So what only the kernel
-changes, on behalf of a system call or behind a trap, can be read meanwhile as if the vCPU stood, and the
-guest hardly ever waits.
+A held code address may have a *fence*: the guest runs on, and no vCPU gets past the beginning of its next
+system call that is not in `Fence.passing`, or its next trapped code address, before `TrapSource.resume`.
+So what only the kernel changes, on behalf of a system call or behind a trap, can be read meanwhile as if the
+vCPU stood, and the guest hardly ever waits.
 
 A request is a plain value and replaces the one before it.  It knows nothing of an operating
 system: numbers, addresses and words only.
@@ -125,6 +125,12 @@ class TrapRequest:
     code_action: Action = Action.HOLD
     fences: frozenset[Fence] = frozenset()
     """Where in `code` the vCPU need not stand; a source that has no fences holds it there, too."""
+    entries: frozenset[tuple[GuestVirtual, Entry]] = frozenset()
+    """Where the guest's kernel begins a system call, with its number in rax, and by which table it is meant
+    (`SYSENTER` and `INT80`: the i386 one).  There `fences` stop a vCPU; without entries there are none."""
+    gpas: frozenset[GuestPhysical] = frozenset()
+    """Where `code` and `entries` are in guest-physical memory; empty if that is not known of all of them.  A
+    source can leave alone the rest of the guest's code then."""
     accesses: frozenset[Watchpoint] = frozenset()
     """Words of data, always held.  A vCPU that has not moved since may be reported once more."""
 

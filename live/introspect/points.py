@@ -57,9 +57,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from live.core.errors import MemoryFault, SymbolsMissing
-from live.core.memory import GuestVirtual
+from live.core.memory import GuestPhysical, GuestVirtual
 from live.core.tasklist import Happening, Moment, Task
-from live.core.traps import Access, CodeHit, Fence, TrapRequest, Watchpoint
+from live.core.traps import Access, CodeHit, Entry, Fence, TrapRequest, Watchpoint
 from live.introspect.linux import PF_EXITING, SIGNAL_GROUP_EXIT, LinuxKernel
 from live.introspect.operands import behind_accesses
 from live.introspect.vcpu import VcpuTasks
@@ -68,6 +68,14 @@ _SPAN = 256
 """Bytes of a function in which it must read its word, and in which a vCPU that did so is found."""
 WAITS = frozenset({61, 247})
 """wait4 and waitid (asm/unistd_64.h): what most parents do as soon as they have forked."""
+_ENTRIES = {
+    "entry_SYSCALL_64": Entry.SYSCALL,
+    "entry_SYSCALL_compat": Entry.INT80,  # the instruction's, from 32-bit code: its table is what counts
+    "entry_SYSENTER_compat": Entry.SYSENTER,
+    "entry_INT80_compat": Entry.INT80,
+    "asm_int80_emulation": Entry.INT80,  # from 6.7 on, and in stable kernels of before
+}
+"""Where system calls begin (arch/x86/entry)."""
 _MAX_LEFT = 4096
 """Leaders that are remembered to have left before their group died."""
 
@@ -193,7 +201,23 @@ class LifecyclePoints:
         """What to arm, held: every point; by the class of trap that the source prefers, if possible."""
         if prefers is Access and self.watchpoints:
             return TrapRequest(accesses=self.watchpoints)
-        return TrapRequest(code=self.addresses)
+        entries = self._entries
+        code = self.addresses | {address for address, _ in entries}
+        try:
+            gpas = frozenset(GuestPhysical(self._kernel.memory.gpa(address)) for address in code)
+        except MemoryFault:
+            gpas = frozenset()
+        return TrapRequest(code=self.addresses, entries=entries, gpas=gpas)
+
+    @property
+    def _entries(self) -> frozenset[tuple[GuestVirtual, Entry]]:
+        """Where the kernel begins a system call; empty if not even that of 64-bit code is known."""
+        found = {name: self._kernel.symbol(name) for name in _ENTRIES}
+        if found["entry_SYSCALL_64"] is None:
+            return frozenset()
+        return frozenset(
+            (GuestVirtual(address), _ENTRIES[name]) for name, address in found.items() if address is not None
+        )
 
     @property
     def fences(self) -> frozenset[Fence]:

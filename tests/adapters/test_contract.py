@@ -15,7 +15,7 @@ from live.adapters.qemu.gdbstub.source import GdbSource
 from live.adapters.qemu.plugin.source import PluginSource
 from live.core.errors import GuestGone, TargetError
 from live.core.memory import GuestVirtual
-from live.core.traps import CodeHit, Fence, Trap, TrapRequest, TrapSource
+from live.core.traps import CodeHit, Entry, Fence, Trap, TrapRequest, TrapSource
 from tests.adapters import sockets
 from tests.adapters.fake import FakeSource, code_hit
 from tests.guest.fixtures import Boot
@@ -50,10 +50,11 @@ def symbols(guest: Guest, *names: str) -> dict[str, GuestVirtual]:
 def bench(request: pytest.FixtureRequest, boot: Boot) -> Iterator[Bench]:
     if request.param == "fake":
         fake = FakeSource()
-        addresses = {name: GuestVirtual(0xFFFF_FFFF_8100_0000 + at * 64) for at, name in enumerate(FUNCTIONS)}
+        names = (*FUNCTIONS, "entry_SYSCALL_64")
+        addresses = {name: GuestVirtual(0xFFFF_FFFF_8100_0000 + at * 64) for at, name in enumerate(names)}
 
         def script(count: int) -> Callable[[], None]:
-            hits = [code_hit(0, pc) for _ in range(count) for pc in addresses.values()]
+            hits = [code_hit(0, pc) for _ in range(count) for pc in map(addresses.get, FUNCTIONS)]
             fake.script.extend(
                 code_hit(number, hit.pc) for number, hit in enumerate(hits, fake.counters.delivered + 1)
             )
@@ -75,7 +76,7 @@ def bench(request: pytest.FixtureRequest, boot: Boot) -> Iterator[Bench]:
             return lambda: job.wait(60) and None
 
         source = reopen()
-        yield Bench(source, symbols(guest, *FUNCTIONS), start, reopen)
+        yield Bench(source, symbols(guest, *FUNCTIONS, "entry_SYSCALL_64"), start, reopen)
         source.close()
 
 
@@ -101,10 +102,14 @@ def drain(source: TrapSource, wait: Callable[[], None], quiet: float = 0.3) -> l
             return traps
 
 
+def code_of(bench: Bench) -> frozenset[GuestVirtual]:
+    return frozenset(bench.addresses[name] for name in FUNCTIONS)
+
+
 def test_every_hit_once_in_order(bench: Bench) -> None:
-    bench.source.arm(TrapRequest(code=frozenset(bench.addresses.values())))
+    bench.source.arm(TrapRequest(code=code_of(bench)))
     traps = drain(bench.source, bench.start(5))
-    names = {address: name for name, address in bench.addresses.items()}
+    names = {bench.addresses[name]: name for name in FUNCTIONS}
     hits = [names[trap.pc] for trap in traps if isinstance(trap, CodeHit)]
     # fork-exec itself is started once by the channel, too, where there is a guest.
     extra = 0 if isinstance(bench.source, FakeSource) else 1
@@ -119,7 +124,7 @@ def test_every_hit_once_in_order(bench: Bench) -> None:
 
 def test_nothing_is_trapped_before_arming_and_after_disarming(bench: Bench) -> None:
     assert drain(bench.source, bench.start(1)) == []
-    bench.source.arm(TrapRequest(code=frozenset(bench.addresses.values())))
+    bench.source.arm(TrapRequest(code=code_of(bench)))
     bench.source.arm(TrapRequest())
     assert drain(bench.source, bench.start(1)) == []
 
@@ -146,7 +151,7 @@ def test_arming_while_a_trap_is_held(bench: Bench) -> None:
 
 
 def test_no_trap_within_the_time(bench: Bench) -> None:
-    bench.source.arm(TrapRequest(code=frozenset(bench.addresses.values())))
+    bench.source.arm(TrapRequest(code=code_of(bench)))
     started = time.monotonic()
     assert bench.source.wait(0.05) is None
     assert time.monotonic() - started < 2
@@ -184,10 +189,14 @@ def fence(code: GuestVirtual) -> Fence:
     return Fence(code=code, offset=32)
 
 
+def entries(bench: Bench) -> frozenset[tuple[GuestVirtual, Entry]]:
+    return frozenset({(bench.addresses["entry_SYSCALL_64"], Entry.SYSCALL)})
+
+
 def test_nothing_passes_a_fence(bench: Bench) -> None:
-    code = frozenset(bench.addresses.values())
+    code = code_of(bench)
     fences = frozenset(map(fence, code - {bench.addresses["taskstats_exit"]}))
-    bench.source.arm(TrapRequest(code=code, fences=fences))
+    bench.source.arm(TrapRequest(code=code, fences=fences, entries=entries(bench)))
     wait = bench.start(1)
     trap = bench.source.wait(5)
     assert trap is not None
@@ -204,7 +213,8 @@ def test_nothing_passes_a_fence(bench: Bench) -> None:
 @pytest.mark.parametrize("bench", ["plugin"], indirect=True)
 def test_a_fence_has_a_limit_and_traps_go_on(bench: Bench) -> None:
     fork = bench.addresses["wake_up_new_task"]
-    bench.source.arm(TrapRequest(code=frozenset({fork}), fences=frozenset({fence(fork)})))
+    fences = frozenset({fence(fork)})
+    bench.source.arm(TrapRequest(code=frozenset({fork}), fences=fences, entries=entries(bench)))
     wait = bench.start(0)
     trap = bench.source.wait(5)
     assert trap is not None

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 
+from live.adapters.qemu.gdbstub.client import GdbClient
+from live.adapters.qemu.plugin.source import PluginSource
 from live.core.events import ProcessExec
+from live.core.traps import TrapRequest
 from live.monitor import Monitor
 from live.session import Session
 from tests.accuracy.run import trappable
+from tests.adapters import sockets
 from tests.adapters.test_watched import flushes
 from tests.guest import GuestError, GuestSpec
+from tests.guest.fixtures import Boot
 from tests.guest.guest import Guest
 
 pytestmark = pytest.mark.guest
+EXECVE = 59
 
 
 def expansion(guest: Guest) -> float:
@@ -40,20 +47,105 @@ def execs(guest: Guest, session: Session) -> int:
     return seen
 
 
+def calls(guest: Guest, session: Session, request: TrapRequest) -> int:
+    """How many traps there are of ``fork-exec 20``."""
+    source = session.choose("plugin").source
+    assert source is not None
+    source.arm(request)
+    job, traps = guest.start(["fork-exec", "20"]), 0
+    while (trap := source.wait(0.2)) is not None or job.running:
+        if trap is not None:
+            traps += 1
+            source.resume(trap)
+    source.close()
+    return traps
+
+
 def test_qemu_is_not_told_to_serve_plugins_before_somebody_reads() -> None:
     with Guest(GuestSpec()) as guest:
         guest.run(["fork-exec", "200"])
         without = expansion(guest)
     with trappable(GuestSpec()) as guest:
         guest.run(["fork-exec", "200"])
-        loaded, before = expansion(guest), flushes(guest)
+        loaded = expansion(guest)
         for _ in range(2):
             with Session(str(guest.monitor)) as session:
                 assert execs(guest, session) == 20
+        kept, before = expansion(guest), flushes(guest)
+        with Session(str(guest.monitor)) as session:
+            # Instructions may be anywhere, so all code is made anew.
+            assert calls(guest, session, TrapRequest(syscalls=frozenset({EXECVE}))) == 21
+            assert execs(guest, session) == 20
         guest.run(["fork-exec", "200"])
-        read, after = expansion(guest), flushes(guest)
-    assert abs(loaded / without - 1) < 0.01 < read / loaded - 1
+        anew, after = expansion(guest), flushes(guest)
+    assert abs(loaded / without - 1) < 0.01
+    assert kept - loaded < 0.3 * (anew - loaded)
     assert (before, after) == (0, 1)
+
+
+def test_no_trap_is_missed_in_code_from_before(boot: Boot) -> None:
+    """A vCPU that has run the functions that are trapped, of every process that forks, execs and exits."""
+    for cpus in (1, 4):
+        guest = boot(cpus=cpus, plugins=(sockets.plugin(f"before-{cpus}"),))
+        jobs = [guest.start(["fork-exec", "2000"]) for _ in range(cpus)]
+        time.sleep(1)
+        with Session(str(guest.monitor)) as session:
+            monitor = Monitor(session, mode="plugin")
+            batches = monitor.batches(duration=60)
+            next(batches)
+            assert any(job.running for job in jobs)
+            for _ in batches:
+                if not any(job.running for job in jobs):
+                    break
+            batches.close()
+        # A proof compares with the kernel's own counters.
+        assert monitor.counts.missed == monitor.counts.unexpected == 0
+        assert monitor.counts.execs > 100
+        assert flushes(guest) == 0
+
+
+def test_where_a_debugger_has_the_gdb_stub_all_code_is_made_anew(boot: Boot, tmp_path: Path) -> None:
+    guest = boot(plugins=(sockets.plugin("debugged"),))
+    guest.hmp(f"gdbserver unix:{tmp_path / 'gdb'},server=on,wait=off")
+    debugger = GdbClient(str(tmp_path / "gdb"))
+    debugger.resume()
+    with Session(str(guest.monitor)) as session:
+        assert execs(guest, session) == 20
+    debugger.detach()
+    guest.hmp("gdbserver none")
+    assert flushes(guest) == 1
+
+
+def test_a_reader_that_goes_before_code_is_made_anew(boot: Boot) -> None:
+    guest = boot(plugins=(sockets.plugin("gone"),))
+
+    def interrupted(_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with Session(str(guest.monitor)) as session:
+        path = session.guest.info.plugin_socket
+        assert path is not None
+        source = PluginSource(path, session.guest.memory, remake=interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            source.arm(session.request(source))
+        source.close()
+        assert execs(guest, session) == 20
+    assert flushes(guest) == 1
+
+
+def test_arming_takes_the_gdb_stub_for_a_moment_and_leaves_the_guest_as_it_was(boot: Boot) -> None:
+    guest = boot(plugins=(sockets.plugin("moment"),))
+    with Session(str(guest.monitor)) as session:
+        source = session.choose("plugin").source
+        assert source is not None
+        guest.stop()
+        source.arm(session.request(source))
+        assert guest.hmp("info status").strip() == "VM status: paused"
+        assert "\ngdb: " not in guest.hmp("info chardev")
+        guest.cont()
+        source.close()
+        assert execs(guest, session) == 20
+    assert flushes(guest) == 0
 
 
 @pytest.mark.parametrize("cpus", [1, 2])

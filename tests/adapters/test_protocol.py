@@ -27,7 +27,7 @@ def event(
 
 def test_the_empty_request_traps_nothing() -> None:
     message = protocol.encode_request(TrapRequest(), 1000, lambda *_: 0)
-    assert message == struct.pack("<I4B6I48Q", 416, 0, 0, 2, 2, 1000, 0, 0, 0, 0, 0, *[0] * 48)
+    assert message == struct.pack("<I4B8I48Q", 424, 0, 0, 2, 2, 1000, *[0] * 7, *[0] * 48)
 
 
 def test_a_request_with_everything() -> None:
@@ -46,15 +46,23 @@ def test_a_request_with_everything() -> None:
                 (0xFFFFFFFF82000000, frozenset[int]()),
             )
         ),
+        entries=frozenset(
+            {
+                (GuestVirtual(0xFFFFFFFF83000010), Entry.SYSCALL),
+                (GuestVirtual(0xFFFFFFFF83000000), Entry.INT80),
+            }
+        ),
+        gpas=frozenset({GuestPhysical(0x1000010)}),
     )
-    message = protocol.encode_request(request, 250, lambda gpa, _: 0x7F0000000000 + gpa)
+    message = protocol.encode_request(request, 250, lambda gpa, _: 0x7F0000000000 + gpa, protocol.MADE)
     bits = [0] * 48
     bits[0], bits[15], bits[16] = 1 | 1 << 59, 1 << 63, 1 << 11
     bits[32], bits[35] = 1 << 61, 1 << 55
     tail = [0x2000, 0x4000, 0x7F0000001000, 8, 0x7F0000002004, 4]
     tail += [0xFFFFFFFF81000000, 0xFFFFFFFF81000010]
     tail += [0xFFFFFFFF81000000, 0x940, 0, 0xFFFFFFFF81000010, 0x940, 1]
-    assert message == struct.pack("<I4B6I62Q", 416 + 112, 1, 0, 2, 2, 250, 2, 2, 2, 2, 0, *bits, *tail)
+    tail += [0xFFFFFFFF83000000, 2, 0xFFFFFFFF83000010, 0]
+    assert message == struct.pack("<I4B8I66Q", 424 + 144, 1, 0, 2, 2, 250, 2, 2, 2, 2, 2, 2, 0, *bits, *tail)
 
 
 def test_what_the_plugin_cannot_take() -> None:

@@ -12,8 +12,10 @@ of that median; and the smallest and the largest of the rounds.  `fastest` is th
 round by the fastest quarter of the runs on either side: neighbours only ever make a run slower.
 --noise compares plain QEMU with plain QEMU.  On a machine with neighbours, twenty pairs a round take out
 most of what it shows, and two hardly any.
-Attaching empties QEMU's translation cache, so the first run takes about 1.3 times as long, and the next ten
-are a few percent slower still, less and less: in both, a command has run --warm times before it is timed.
+Every workload has run --warm times in both before anybody attaches, as one attaches to a guest that has been
+running: what code QEMU has by then stays.  What it makes anew while the guest is watched, or was, is slower:
+`plugin anew` is the price where that is all of it.  Then the next runs take longer, less and less; so a
+command has run --warm times once more before it is timed.
 The modes `poll`, `plugin` and `gdbstub` are `pse watch --json`, with every process event on; the others are
 what else the trap sources offer, with a reader that looks at guest memory for 100 us at each held trap.
 
@@ -74,6 +76,7 @@ MODES = {
     "plugin idle": "plugin loaded, nobody has read",
     "plugin": "pse watch --mode plugin",
     "plugin held": "pse watch --mode plugin, with a callback: no fences, every trap held",
+    "plugin anew": "pse watch --mode plugin, behind a reader for whom all code was made anew",
     "plugin calls": "process system calls by number, held",
     "plugin asid": "every asid change recorded",
     "gdbstub": "pse watch --mode gdbstub",
@@ -161,12 +164,25 @@ def watching(guest: Guest, mode: str, addresses: dict[str, int]) -> Iterator[Wat
     watch = Watch()
     if mode in UNWATCHED:
         yield watch
+    elif mode == "plugin anew":
+        _make_anew(guest)
+        with _pse_watch(guest, "plugin", watch):
+            yield watch
     elif mode in WATCHES:
         with _pse_watch(guest, mode, watch):
             yield watch
     else:
         with _reader(guest, mode, addresses, watch):
             yield watch
+
+
+def _make_anew(guest: Guest) -> None:
+    """Watch for what may be anywhere in the guest's code, for a moment."""
+    with attach(str(guest.pid)) as attached:
+        source = choose(attached, "plugin").source
+        assert source is not None
+        source.arm(TrapRequest(asid_changes=Action.RECORD))
+        source.close()
 
 
 @contextlib.contextmanager
@@ -297,7 +313,9 @@ def paired(
 def measure(plain: Guest, watched: Guest, results: Results, count: int, warm: int) -> None:
     """One round of the workloads that run in a guest that is up."""
     addresses = addresses_of(watched)
-    for (name, mode), pairs in results.items():
+    for name in dict.fromkeys(name for name, _ in results):
+        paired(plain, watched, WORKLOADS[name], 0, warm)
+    for (name, mode), pairs in sorted(results.items(), key=lambda item: [NOISE, *MODES].index(item[0][1])):
         with watching(watched, mode, addresses) as pairs.watch:
             pairs.rounds.append(paired(plain, watched, WORKLOADS[name], count, warm))
 

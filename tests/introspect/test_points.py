@@ -101,14 +101,17 @@ def test_a_source_gets_what_it_prefers(guest):
     points = guest.points()
     assert points.ways == {CodeHit, Access}
     assert points.request(Access) == TrapRequest(accesses=points.watchpoints)
-    assert points.request(CodeHit) == points.request() == TrapRequest(code=points.addresses)
+    request = points.request(CodeHit)
+    assert request == points.request()
+    assert (request.code, request.accesses) == (points.addresses, frozenset())
 
 
 @pytest.mark.parametrize("missing", ["nr_namespaces_events", "perf_event_fork", "family_registered"])
 def test_a_kernel_without_one_of_them_is_trapped_by_code(tmp_path, missing):
     points = Guest(tmp_path, without=(missing,)).points()
     assert points.ways == {CodeHit}
-    assert points.request(Access) == TrapRequest(code=points.addresses)
+    assert points.request(Access) == points.request(CodeHit)
+    assert points.request(Access).code == points.addresses
 
 
 def test_a_function_that_does_not_read_its_word_soon_is_trapped_by_code(guest):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from live.adapters.qemu.gdbstub.source import GdbSource
 from live.adapters.qemu.guest import QemuGuest
 from live.adapters.qemu.plugin.source import PluginSource
+from live.adapters.qemu.remake import remake
 from live.core.errors import TargetError
 from live.core.traps import Access, CodeHit, TrapSource
 
@@ -94,7 +95,13 @@ def _open(guest: QemuGuest, mode: str, hold: float, watch: bool) -> TrapSource:
         raise TargetError(
             'The guest was started without the trap plugin; start it with -plugin "$(pse plugin SOCKET)".'
         )
-    return PluginSource(guest.info.plugin_socket, guest.memory, hold, lambda: _stand(guest))
+    return PluginSource(
+        guest.info.plugin_socket,
+        guest.memory,
+        hold,
+        nudge=lambda: _stand(guest),
+        remake=lambda gpas: remake(guest, gpas),
+    )
 
 
 def _stand(guest: QemuGuest) -> None:

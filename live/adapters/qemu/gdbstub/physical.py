@@ -1,8 +1,9 @@
 """Guest-physical memory in packets of QEMU's gdb stub: addresses in, bytes out, over a connected socket.
 
-``m ADDRESS,LENGTH`` is answered with two hexadecimal digits a byte; it takes guest-physical addresses while
-``Qqemu.PhyMemMode`` is 1 (gdbstub.c, handle_set_qemu_phy_mem_mode).  That mode is QEMU's, not that of the
-connection, and a debugger that comes later does not expect it: it is set and reset with every exchange.
+``m ADDRESS,LENGTH`` is answered with two hexadecimal digits a byte, ``M ADDRESS,LENGTH:DIGITS`` with OK; both
+take guest-physical addresses while ``Qqemu.PhyMemMode`` is 1 (gdbstub.c, handle_set_qemu_phy_mem_mode).  That
+mode is QEMU's, not that of the connection, and a debugger that comes later does not expect it: it is set and
+reset with every exchange.
 
 A byte that arrives while the guest runs stops it; so nothing is ever sent unless it stands.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import re
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from live.adapters.qemu.gdbstub.packets import Decoder, Packet, encode
 from live.core.errors import GuestGone, MemoryFault, TargetError
@@ -24,11 +25,12 @@ TIMEOUT = 5.0
 _IN_FLIGHT = 64
 """Requests that are not answered yet, at most: their 2 KiB fit into QEMU's buffer for what it receives."""
 _PACKET_SIZE = re.compile(rb"PacketSize=([0-9a-fA-F]{1,8})(?:;|$)")
+_BYTE = re.compile(rb"[0-9a-fA-F]{2}")
 _PHYSICAL, _VIRTUAL = b"Qqemu.PhyMemMode:1", b"Qqemu.PhyMemMode:0"
 
 
 class PhysicalClient:
-    """A connection to the stub that only reads memory.  The guest stands during each call."""
+    """A connection to the stub that changes no memory.  The guest stands during each call."""
 
     def __init__(self, connection: socket.socket) -> None:
         """Greet the stub.  ``connection`` stays the caller's.  Raises `TargetError`, `GuestGone`."""
@@ -59,6 +61,21 @@ class PhysicalClient:
                 raise MemoryFault(gpa, "QEMU's gdb stub cannot read there")
             data.append(bytes.fromhex(answer.decode("ascii", "replace")))
         return data
+
+    def rewrite(self, gpas: Iterable[int]) -> None:
+        """Write over the byte at each gpa what it is.
+
+        Raises `MemoryFault` with the first that cannot be read or written, `TargetError`, `GuestGone`.
+        """
+        wanted = list(gpas)
+        found = self._exchange([_PHYSICAL, *(b"m%x,1" % gpa for gpa in wanted), _VIRTUAL])[1:-1]
+        for gpa, byte in zip(wanted, found, strict=True):
+            if not _BYTE.fullmatch(byte):
+                raise MemoryFault(gpa, "QEMU's gdb stub cannot read there")
+        writes = [b"M%x,1:%b" % pair for pair in zip(wanted, found, strict=True)]
+        for gpa, answer in zip(wanted, self._exchange([_PHYSICAL, *writes, _VIRTUAL])[1:-1], strict=True):
+            if answer != b"OK":
+                raise MemoryFault(gpa, "QEMU's gdb stub cannot write there")
 
     def _exchange(self, payloads: Sequence[bytes]) -> list[bytes]:
         while self._owed:

@@ -12,12 +12,14 @@ import tempfile
 from typing import Protocol
 
 from live.adapters.qemu.discover import GuestInfo
-from live.adapters.qemu.gdbstub.client import TIMEOUT, connect
+from live.adapters.qemu.gdbstub.client import connect
 from live.adapters.qemu.monitor import Monitor
 from live.core.errors import GuestGone, NotPermitted, PseError, TargetError
 
 _PREFIX = "pse-gdb-"
 _SOCKET = "stub"
+_CALL_S = 0.5
+"""Seconds for QEMU's call to arrive, which it makes before its monitor answers.  The guest may stand."""
 _LISTED = re.compile(r"^gdb: filename=(.*)$", re.MULTILINE)
 
 
@@ -105,7 +107,7 @@ class StubConnection:
                 if info.uid not in (0, -1, os.geteuid()):
                     os.chmod(path, 0o666)  # for QEMU's user; whoever else calls is sent away below
                     os.chmod(directory, 0o711)
-                listener.settimeout(TIMEOUT)
+                listener.settimeout(_CALL_S)
                 listener.listen(1)
                 answer = monitor.hmp(f"gdbserver unix:{path}")
                 self._started = True

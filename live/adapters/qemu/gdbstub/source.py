@@ -124,12 +124,8 @@ class GdbSource:
 
         Raises `TargetError` for what is neither, and where QEMU refuses.
         """
-        if request != TrapRequest(
-            code=request.code,
-            code_action=request.code_action,
-            fences=request.fences,
-            accesses=request.accesses,
-        ):
+        others = (request.asid_changes, request.syscalls, request.syscalls32, request.every_syscall)
+        if any(others) or request.pending or request.words:
             raise TargetError("The gdb stub traps code and data only; use plugin mode for the rest.")
         wanted = request.code if request.code_action else frozenset[GuestVirtual]()
         with self._lock:

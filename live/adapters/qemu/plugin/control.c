@@ -21,13 +21,14 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum reply { IN_FORCE = 0, FLUSHING = 1, BAD = 2, BAD_ADDRESS = 3, NO_MEMORY = 4 };
+enum reply { IN_FORCE = 0, FLUSHING = 1, BAD = 2, BAD_ADDRESS = 3, NO_MEMORY = 4, UNMADE = 5 };
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static int listener = -1;
 static size_t shared_size;
 
 static _Atomic unsigned wanted_words;           /* bit 0: sys, 1: cr3, 2: code */
+static bool unmade;                             /* there may be code from before we knew of all of `codes` */
 
 void words_of_vcpu(unsigned v)
 {
@@ -38,7 +39,8 @@ void words_of_vcpu(unsigned v)
         bool attention = flush_wanted > flush_done;
         unsigned also = attention ? ATTENTION : 0;
         /* There may be a fence: whoever calls us finds out. */
-        __atomic_store_n(&s->sys, (words & 1) | also | (reader ? FENCED : 0), __ATOMIC_SEQ_CST);
+        __atomic_store_n(&s->entry, reader, __ATOMIC_SEQ_CST);
+        s->sys = (words & 1) | also;
         s->cr3 = (words >> 1 & 1) | also;
         s->ret = attention;
         s->code = words >> 2;
@@ -66,25 +68,34 @@ static void install(struct filter *new)
     }
 }
 
-/* Add code addresses to those that are instrumented; true if one is new. */
-static bool instrument(const uint64_t *code, unsigned n)
+/* Add what the filter wants at code addresses to what is instrumented there; true if some of it is new. */
+static bool instrument(const struct filter *f)
 {
     struct codes *old = codes;
-    size_t had = old ? old->n : 0, count = had;
-    struct codes *new = malloc(sizeof *new + (had + n) * sizeof(uint64_t));
+    size_t had = old ? old->n : 0, wanted = f->head.n_code + f->head.n_entries;
+    struct codes *new = malloc(sizeof *new + (had + wanted) * sizeof(struct code));
     if (!new)
         return false;
-    if (had)
-        memcpy(new->at, old->at, had * sizeof(uint64_t));
-    for (unsigned i = 0; i < n; i++)
-        if (!had || !bsearch(&code[i], old->at, had, sizeof(uint64_t), compare))
-            new->at[count++] = code[i];
-    if (count == had) {
+    if (old)
+        memcpy(new->list, old->list, had * sizeof(struct code));
+    new->n = had;
+    bool more = false;
+    for (size_t i = 0; i < wanted; i++) {
+        const uint64_t *entry = &f->entries[2 * (i - f->head.n_code)];
+        struct code c = i < f->head.n_code ? (struct code){f->code[i], 1} : (struct code){entry[0], 2u << entry[1] % 8};
+        struct code *known = new->list, *end = known + new->n;
+        while (known < end && known->at != c.at)
+            known++;
+        if (known == end)
+            *known = (struct code){c.at, 0}, new->n++;
+        more |= c.what & ~known->what;
+        known->what |= c.what;
+    }
+    if (!more) {
         free(new);
         return false;
     }
-    qsort(new->at, count, sizeof(uint64_t), compare);
-    new->n = count;
+    qsort(new->list, new->n, sizeof(struct code), compare);
     codes = new;                        /* the old one stays: a vCPU may be translating with it */
     return true;
 }
@@ -125,23 +136,57 @@ static bool any(const uint64_t *bits, unsigned n)
     return false;
 }
 
-static enum reply arm(const struct arm *a)
+static struct filter *filter_of(const struct arm *a)
 {
-    size_t tail = ((size_t)a->n_pending + 2ul * a->n_words + a->n_code + 3ul * a->n_fences) * sizeof(uint64_t);
+    size_t tail = ((size_t)a->n_pending + 2ul * a->n_words + a->n_code + 3ul * a->n_fences + 2ul * a->n_entries)
+                  * sizeof(uint64_t);
     if (a->n_pending > MAX_PENDING || a->n_words > MAX_WORDS || a->n_code > MAX_CODE || a->n_fences > MAX_FENCES
-        || a->length != sizeof *a + tail)
-        return BAD;
+        || a->n_entries > MAX_ENTRIES || a->length != sizeof *a + tail)
+        return NULL;
     struct filter *f = calloc(1, sizeof *f + sizeof *a + tail);
     if (!f)
-        return NO_MEMORY;
+        return NULL;
     f->head = *a;
     f->pending = (uint64_t *)(f + 1);
     f->code = f->pending + a->n_pending;
-    memcpy(f->pending, a->tail, a->n_pending * sizeof(uint64_t));
     f->fences = f->code + a->n_code;
-    memcpy(f->code, a->tail + a->n_pending + 2 * a->n_words, (a->n_code + 3ul * a->n_fences) * sizeof(uint64_t));
+    f->entries = f->fences + 3 * a->n_fences;
+    memcpy(f->pending, a->tail, a->n_pending * sizeof(uint64_t));
+    memcpy(f->code, a->tail + a->n_pending + 2 * a->n_words,
+           (a->n_code + 3ul * a->n_fences + 2ul * a->n_entries) * sizeof(uint64_t));
     qsort(f->pending, a->n_pending, sizeof(uint64_t), compare);
     qsort(f->code, a->n_code, sizeof(uint64_t), compare);
+    return f;
+}
+
+/* From now on what the filter wants at code addresses is in all code that is made; true if other code may be there. */
+static bool prepare(const struct filter *f)
+{
+    bool more = f->head.n_code + f->head.n_entries && instrument(f);
+    if (!instrumenting) {
+        instrumenting = more = true;
+        tell_us_of_translations();      /* from now on the next translation is enough to begin a flush */
+    }
+    return more;
+}
+
+static void flush_everything(void)
+{
+    unmade = false;
+    everywhere = true;
+    flush_wanted++;
+}
+
+static enum reply arm(const struct arm *a)
+{
+    struct filter *f = filter_of(a);
+    if (!f)
+        return BAD;
+    if (a->stage == PREPARE) {
+        unmade |= prepare(f);
+        free(f);
+        return unmade ? UNMADE : IN_FORCE;
+    }
     enum reply reply = watch_words(f, a->tail + a->n_pending);
     if (reply != IN_FORCE) {
         free(f->words);
@@ -153,13 +198,14 @@ static enum reply arm(const struct arm *a)
     f->cr3 = a->asid || a->n_words || f->only_pending;
     f->sys = listed || a->n_pending;
     bool sys = f->sys, cr3 = f->cr3, code = a->code && a->n_code;
-    bool first = (sys || cr3 || code) && !instrumenting;
-    if (first)
-        instrumenting = true;
-    if ((code && instrument(f->code, a->n_code)) || first)
-        flush_wanted++;
-    if (first)
-        tell_us_of_translations();      /* from now on the next translation is enough to begin the flush */
+    if (sys || cr3 || code) {
+        if (prepare(f))
+            unmade = true;
+        else if (a->stage == MADE)
+            unmade = false;
+        if (unmade || ((sys || cr3) && !everywhere))
+            flush_everything();
+    }
     install(f);
     words_of_vcpus(sys, cr3, code);
     if (flush_wanted == flush_done)
@@ -239,6 +285,8 @@ static void close_session(void)
 {
     reader = false;
     install(NULL);
+    if (unmade)                         /* it went before it had that done; whoever comes next does not know of it */
+        flush_everything();
     words_of_vcpus(false, false, false);
     for (unsigned v = 0; v < n_vcpus; v++) {
         uint64_t one = 1;
@@ -263,7 +311,8 @@ static void close_session(void)
 
 static void serve(int fd)
 {
-    static union { struct arm head; char bytes[sizeof(struct arm) + 8 * (MAX_PENDING + 2 * MAX_WORDS + MAX_CODE + 3 * MAX_FENCES)]; } m;
+    static union { struct arm head; char bytes[sizeof(struct arm) + 8 * (MAX_PENDING + 2 * MAX_WORDS + MAX_CODE + 3 * MAX_FENCES
+                                                                     + 2 * MAX_ENTRIES)]; } m;
     while (transfer(fd, &m, sizeof m.head) && m.head.length >= sizeof m.head && m.head.length <= sizeof m
            && transfer(fd, m.bytes + sizeof m.head, m.head.length - sizeof m.head)) {
         uint64_t answer[2] = {arm(&m.head), flush_wanted};

@@ -5,10 +5,11 @@
  * Theory of operation
  * -------------------
  * RECORD: nobody waits.  HOLD: the vCPU waits here for its resume word, the time limit, or the end of the reader,
- * whichever is first.  FENCE: the guest runs on while the reader looks at its memory, but no vCPU gets past its
- * next system call, or its next code address that is trapped, before the resume word is there: what the reader
- * wants to read is changed by nothing else.  LOW_FENCE: the same, but the system calls of a list pass.  Such a
- * wait has the same limit.  Most fences cost nothing, because the reader is quicker than the guest.
+ * whichever is first.  FENCE: the guest runs on while the reader looks at its memory, but no vCPU gets past the
+ * beginning of its next system call (the filter's entries), or its next code address that is trapped, before the
+ * resume word is there: what the reader wants to read is changed by nothing else.  LOW_FENCE: the same, but the
+ * system calls of a list pass.  Such a wait has the same limit.  Most fences cost nothing, because the reader is
+ * quicker than the guest.  Without entries there are no fences, and what would have one is held.
  *
  * A reader that let a wait run into its limit is late: nothing waits for it until it has read what is in the ring.
  *
@@ -74,7 +75,7 @@ void pass_fences(unsigned v, bool low, unsigned limit_ms)
 {
     struct shared *s = shared;
     if (!low)
-        __atomic_fetch_and(&score_of(v)->sys, ~(uint64_t)FENCED, __ATOMIC_SEQ_CST);
+        __atomic_fetch_and(&score_of(v)->entry, 0, __ATOMIC_SEQ_CST);
     for (unsigned i = 0; s && i < n_vcpus; i++) {
         uint64_t seq = low ? vcpus[i].high : vcpus[i].fence;
         if (!late && s->vcpu[i].resumed < seq)
@@ -89,7 +90,7 @@ static void put_up_fence(unsigned v, uint64_t seq, bool low)
     vcpus[v].fence = seq;
     for (unsigned i = 0; i < n_vcpus; i++)
         if (vcpus[i].seen)
-            __atomic_fetch_or(&score_of(i)->sys, FENCED, __ATOMIC_SEQ_CST);
+            __atomic_fetch_or(&score_of(i)->entry, 1, __ATOMIC_SEQ_CST);
 }
 
 void emit(struct event *e, enum action action, unsigned limit_ms)

@@ -16,11 +16,15 @@ from live.core.memory import GuestVirtual
 from live.core.traps import AsidChange, CodeHit, Entry, Syscall, Trap, TrapRequest, VcpuIndex, asid_of
 
 MAGIC = 0x31455350
-PROTOCOL = 4
+PROTOCOL = 5
 HELLO = struct.Struct("<4I")
 ANSWER = struct.Struct("<2Q")
+ARM, PREPARE, MADE = range(3)
+"""What a request is for: to be in force; to have in code that is made from now on what it will need; to be in
+force, and its addresses are in no code from before that.  Such code is what `STATUS_UNMADE` tells of."""
 STATUS_FLUSHING = 1
 STATUS_BAD_ADDRESS = 3
+STATUS_UNMADE = 5
 
 RING_OFFSET = struct.Struct("<Q")
 RING_OFFSET_AT = 16
@@ -36,7 +40,7 @@ CPU_AT = 200
 """Where it says on which of the host's CPUs the vCPU was."""
 
 _EVENT = struct.Struct("<2Q4BI4Q18Q")
-_HEAD = struct.Struct("<I4B6I48Q")
+_HEAD = struct.Struct("<I4B8I48Q")
 _REGISTERS = (
     *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
     *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base"),
@@ -44,7 +48,7 @@ _REGISTERS = (
 _BRIEF = (0, 2, 6, 7, 10)
 _KIND_ASID, _KIND_SYSCALL = 1, 2
 _HELD = 1
-MAX_PENDING, MAX_WORDS, MAX_CODE, MAX_FENCES = 4096, 64, 4096, 64
+MAX_PENDING, MAX_WORDS, MAX_CODE, MAX_FENCES, MAX_ENTRIES = 4096, 64, 4096, 64, 16
 _NUMBERS = 1024
 
 
@@ -57,7 +61,9 @@ def _bitmap(numbers: frozenset[int]) -> list[int]:
     return words
 
 
-def encode_request(request: TrapRequest, hold_ms: int, address_of: Callable[[int, int], int]) -> bytes:
+def encode_request(
+    request: TrapRequest, hold_ms: int, address_of: Callable[[int, int], int], stage: int = ARM
+) -> bytes:
     """The message for a request.
 
     ``address_of(gpa, size)`` gives the address of guest memory in QEMU's process.  Raises `ValueError` for
@@ -71,8 +77,8 @@ def encode_request(request: TrapRequest, hold_ms: int, address_of: Callable[[int
     passing = {one.passing for one in request.fences if one.passing}
     if len(pending) > MAX_PENDING or len(request.words) > MAX_WORDS or len(code) > MAX_CODE:
         raise ValueError(f"more than {MAX_PENDING} asids, {MAX_WORDS} words or {MAX_CODE} code addresses")
-    if len(fences) > MAX_FENCES:
-        raise ValueError(f"more than {MAX_FENCES} fences")
+    if len(fences) > MAX_FENCES or len(request.entries) > MAX_ENTRIES:
+        raise ValueError(f"more than {MAX_FENCES} fences or {MAX_ENTRIES} entries")
     if len(passing) > 1:
         raise ValueError("fences that different system calls pass")
     tail: list[int] = [*pending]
@@ -81,6 +87,8 @@ def encode_request(request: TrapRequest, hold_ms: int, address_of: Callable[[int
     tail += code
     for fence in fences:
         tail += fence
+    for entry in sorted(request.entries):
+        tail += entry
     bits = [*_bitmap(request.syscalls), *_bitmap(request.syscalls32), *_bitmap(frozenset().union(*passing))]
     return _HEAD.pack(
         _HEAD.size + 8 * len(tail),
@@ -93,6 +101,8 @@ def encode_request(request: TrapRequest, hold_ms: int, address_of: Callable[[int
         len(request.words),
         len(code),
         len(fences),
+        len(request.entries),
+        stage,
         0,
         *bits,
     ) + struct.pack(f"<{len(tail)}Q", *tail)

@@ -13,9 +13,10 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { NEWEST_API = 6 };                       /* 7 has other callbacks */
-enum { MAGIC = 0x31455350, PROTOCOL = 4, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096,
-       MAX_FENCES = 64 };
+enum { MAGIC = 0x31455350, PROTOCOL = 5, SLOTS = 8192, MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096,
+       MAX_FENCES = 64, MAX_ENTRIES = 16 };
 enum kind { ASID = 1, SYSCALL = 2, CODE = 3 };
+enum stage { ARM, PREPARE, MADE };              /* of struct arm: see trap.c */
 enum action { OFF, RECORD, HOLD, FENCE, LOW_FENCE };    /* event.held: 1 for HOLD, 2 and 3 for the fences */
 enum { GPRS = 16, REGS = GPRS + 3, R_RAX = 0, R_RDI = 7, R_GS = GPRS, R_KGS, R_CR3 };
 #define REG_NAMES {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", \
@@ -43,22 +44,22 @@ struct shared {
 struct arm {
     uint32_t length;
     uint8_t asid, every, syscall, code;
-    uint32_t hold_ms, n_pending, n_words, n_code, n_fences, unused;
+    uint32_t hold_ms, n_pending, n_words, n_code, n_fences, n_entries, stage, unused;
     uint64_t bitmap[3][16];                     /* trapped: 64-bit, i386; what passes low fences: 64-bit */
-    uint64_t tail[];                            /* pending[], {address, size}[], code[], {code, offset, low}[] */
+    uint64_t tail[];            /* pending[], {address, size}[], code[], {code, offset, low}[], {address, entry}[] */
 };
 
 struct word { uint64_t address, size; _Atomic uint64_t last; };
 struct filter {
     struct arm head;
     bool sys, cr3, only_pending;
-    uint64_t *pending, *code, *fences;
+    uint64_t *pending, *code, *fences, *entries;
     struct word *words;
 };
 
 /* --- the parts: trap.c and events.c run on vCPU threads, control.c on a thread of its own --------------------- */
-struct score { uint64_t sys, cr3, ret, code; };                             /* one per vCPU: non-zero calls us */
-enum { ATTENTION = 2, FENCED = 4 };                                         /* bits of these words; 1: the filter */
+struct score { uint64_t sys, cr3, ret, code, entry; };                      /* one per vCPU: non-zero calls us */
+enum { ATTENTION = 2 };                                                     /* a bit of these words; 1: the filter */
 struct vcpu {
     _Alignas(64) _Atomic int deciding;
     _Atomic int busy;
@@ -68,7 +69,8 @@ struct vcpu {
     GByteArray *buffer;
 };
 enum { SPIN_NS = 200000, NAP_NS = 50000, SLICE_NS = 20000000 };
-struct codes { size_t n; uint64_t at[]; };
+struct code { uint64_t at; unsigned what; };                                /* bit 0: a trap; bit 1 + e: entry e */
+struct codes { size_t n; struct code list[]; };
 
 extern unsigned n_vcpus;
 extern struct vcpu *vcpus;
@@ -79,9 +81,10 @@ extern int wake_fd;
 extern _Atomic uint64_t late;
 extern size_t ring_offset;                                                  /* not from shared memory: it may lie */
 extern _Atomic int flushing;                                                /* `shared` is in use for that */
-extern struct codes *_Atomic codes;                                         /* all ever armed; grows only */
+extern struct codes *_Atomic codes;                                         /* all ever wanted; grows only */
 extern _Atomic uint64_t flush_wanted, flush_begun, flush_done;
 extern _Atomic bool instrumenting;                                          /* QEMU tells us of translations */
+extern bool everywhere;                         /* no code is left from before it did, or a flush of it was begun */
 
 extern uint64_t spin_ns;
 

@@ -15,12 +15,12 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from live.adapters.qemu.plugin import protocol
 from live.adapters.qemu.plugin.lookout import Lookout
 from live.core.errors import GuestGone, MemoryFault, NoTarget, NotPermitted, TargetError
-from live.core.memory import Segment
+from live.core.memory import GuestPhysical, Segment
 from live.core.traps import AsidChange, CodeHit, Syscall, Trap, TrapCounters, TrapRequest
 
 DEFAULT_HOLD = 1.0
@@ -60,18 +60,22 @@ class PluginSource:
         memory: object,
         hold: float = DEFAULT_HOLD,
         nudge: Callable[[], None] | None = None,
+        remake: Callable[[Iterable[GuestPhysical]], bool] | None = None,
     ) -> None:
         """Connect to the plugin's socket.  ``memory`` has ``hva(gpa, length)``; ``hold``: limit in seconds.
 
+        ``remake`` makes QEMU give up the code that it made of what is at these addresses, and says whether
+        it could.  Without it all code is made anew, and is a little slower than it was.
         ``nudge`` makes every vCPU stand for a moment.  Without it, one that never sleeps and runs no code
-        that it has not run before may keep `arm` waiting.
+        that it has not run before may keep `arm` waiting then.
 
         Raises `NoTarget`, `NotPermitted`, `TargetError` (in use by another reader, another version).
         """
         self.description = f"TCG plugin at {path}"
         self._hva = getattr(memory, "hva", _HostAddresses().hva)
         self._hold_ms = max(1, round(hold * 1000))
-        self._nudge = nudge
+        self._nudge, self._remake = nudge, remake
+        self._armed = False
         self._delivered = 0
         self._held: dict[int, tuple[int, bool]] = {}
         """vCPU -> sequence, and whether it is a fence."""
@@ -120,15 +124,33 @@ class PluginSource:
         """Replace what is trapped.
 
         In force when this returns, but for *new* code addresses while a trap is held: they need every vCPU
-        to leave generated code for a moment, so they are in force soon after that trap is resumed.  So does
-        what is armed first, when nothing is held yet.
+        to leave generated code for a moment, so they are in force soon after that trap is resumed.
 
         Raises `MemoryFault` for a word that is not in guest RAM, `TargetError`, `GuestGone`.
         """
         if request.accesses:
             raise TargetError("The trap plugin does not watch data; trap code addresses instead.")
+        stage = protocol.ARM
+        # Where something is trapped already a vCPU may be held, and cannot be made to stand.
+        if self._remake and request.gpas and not self._armed:
+            status, _ = self._send(request, protocol.PREPARE)
+            if status == protocol.STATUS_UNMADE and self._remake(request.gpas):
+                stage = protocol.MADE
+        status, flush = self._send(request, stage)
+        self._armed = True
+        # Behind a fence we compute beside the guest.  Where a vCPU stands we do not, and callbacks may run.
+        self.lookout.anywhere()
+        self.lookout.keeps_off = bool(request.fences)
+        if status == protocol.STATUS_FLUSHING:
+            if not self._held:
+                self._await_flush(flush)
+        elif status:
+            raise TargetError(f"The trap plugin refused the request (status {status}); report this.")
+
+    def _send(self, request: TrapRequest, stage: int) -> tuple[int, int]:
+        """Status, and the number of the flush that it waits for."""
         try:
-            message = protocol.encode_request(request, self._hold_ms, self._hva)
+            message = protocol.encode_request(request, self._hold_ms, self._hva, stage)
         except ValueError as error:
             raise TargetError(f"The trap plugin cannot do that: {error}; ask for less.") from None
         try:
@@ -138,15 +160,8 @@ class PluginSource:
             answer = b""
         if len(answer) < protocol.ANSWER.size:
             raise self._gone()
-        # Behind a fence we compute beside the guest.  Where a vCPU stands we do not, and callbacks may run.
-        self.lookout.anywhere()
-        self.lookout.keeps_off = bool(request.fences)
         status, flush = protocol.ANSWER.unpack(answer)
-        if status == protocol.STATUS_FLUSHING:
-            if not self._held:
-                self._await_flush(flush)
-        elif status:
-            raise TargetError(f"The trap plugin refused the request (status {status}); report this.")
+        return status, flush
 
     def _await_flush(self, number: int) -> None:
         nudge_at = time.monotonic() + _NUDGE_S

@@ -6,16 +6,23 @@
  * -------------------
  * At translation, `syscall`, `sysenter`, `int 0x80`, `mov cr3` and (to get a vCPU's attention) `iretq` get a
  * *conditional* callback: generated code compares one word per vCPU, and calls us only while it is non-zero.
- * Code addresses get one too, when they are known; new ones are known only to blocks translated later, so the
- * translation cache is flushed once by qemu_plugin_reset(), which must be called on a vCPU's thread: the words are
- * set, and the first vCPU that calls us does it.  One that sleeps is woken by subscribing to one more event: QEMU
- * queues work for every vCPU then, and reports its wake-up (seen in QEMU 10.0; no other call does it).
+ * Code addresses get one too, when they are known: those that are trapped, and those at which the guest's kernel
+ * begins a system call (*entries*), for the fences.
  *
  * Code that QEMU makes while anybody is told of translations is a few percent slower, whether or not it has a
- * callback (`python -m tests.bench.floor`).  So we ask to be told when the first reader arms, and not before.
- * No code calls us until then: a vCPU that wakes up does, or one that comes to code that QEMU has not made yet.
- * QEMU reports no wake-ups where one thread runs all vCPUs; there we ask at once.  And we never cease to ask:
- * a translation that was broken off leaves QEMU with a state (`tcg_ctx->plugin_insn`) in which to go on
+ * callback (`python -m tests.bench.floor`).  So we ask to be told when the first reader comes, and not before; and
+ * what there is by then had better stay.  For code addresses it can: the reader says what it will trap (PREPARE),
+ * makes QEMU give up the code that has those addresses in it, by writing over them what is there while the guest
+ * stands (remake.py), and arms (MADE).  All code that is made from the first step on has our callbacks.
+ *
+ * Instructions may be anywhere.  For them, and for a reader that cannot write, the translation cache is flushed,
+ * once, by qemu_plugin_reset(), which must be called on a vCPU's thread: the words are set, and the first vCPU that
+ * calls us does it, at an instruction, a trap, a translation, or when it wakes up.  One that sleeps is woken by
+ * subscribing to one more event: QEMU queues work for every vCPU then, and reports its wake-up (seen in QEMU 10.0;
+ * no other call does it).  One that does none of these is made to stand for a moment by the reader.
+ *
+ * QEMU reports no wake-ups where one thread runs all vCPUs; there we ask to be told at once.  And we never cease to
+ * ask: a translation that was broken off leaves QEMU with a state (`tcg_ctx->plugin_insn`) in which to go on
  * translating without plugins is its end (seen in QEMU 10.0, within minutes).
  *
  * A reader connects to our socket and gets a memfd (ring of events, counters, resume words) and eventfds.  It
@@ -47,6 +54,7 @@ struct codes *_Atomic codes;
 _Atomic int flushing;
 _Atomic uint64_t flush_wanted, flush_begun, flush_done;
 _Atomic bool instrumenting;
+bool everywhere;
 
 static uint64_t plugin;
 static void *scores, *handles[REGS];
@@ -97,11 +105,11 @@ static struct filter *enter(unsigned v)
     return filter;
 }
 
-static void leave(unsigned v, struct event *e, enum action action, unsigned limit_ms, bool low)
+static void leave(unsigned v, struct event *e, enum action action, unsigned limit_ms)
 {
     vcpus[v].deciding = 0;
-    if (reader && e && e->kind != ASID)
-        pass_fences(v, low, limit_ms);
+    if (reader && e && e->kind == CODE)
+        pass_fences(v, false, limit_ms);
     if (reader && action != OFF)
         emit(e, action, limit_ms);
     vcpus[v].busy = 0;
@@ -132,9 +140,8 @@ static void on_syscall(unsigned v, void *data)
     struct filter *f = enter(v);
     enum action action = OFF;
     unsigned limit = f ? f->head.hold_ms : 0;
-    e.number = reg(v, R_RAX) & 0xffffffff;
-    bool low = f && !e.entry && listed(f->head.bitmap[2], e.number);
     if (f && f->sys) {
+        e.number = reg(v, R_RAX) & 0xffffffff;
         e.cr3 = reg(v, R_CR3);
         action = f->head.every;
         if (f->head.n_pending) {
@@ -146,7 +153,19 @@ static void on_syscall(unsigned v, void *data)
         if (f->head.syscall > action && listed(f->head.bitmap[e.entry != 0], e.number))
             action = f->head.syscall;
     }
-    leave(v, &e, action, limit, low);
+    leave(v, &e, action, limit);
+}
+
+/* The kernel begins a system call.  Which one low fences let pass is listed for 64-bit code only. */
+static void on_entry(unsigned v, void *entry)
+{
+    struct filter *f = enter(v);
+    unsigned limit = f ? f->head.hold_ms : 0;
+    bool low = f && !entry && listed(f->head.bitmap[2], reg(v, R_RAX) & 0xffffffff);
+    vcpus[v].deciding = 0;
+    if (reader)
+        pass_fences(v, low, limit);
+    vcpus[v].busy = 0;
 }
 
 static void on_cr3(unsigned v, void *data)
@@ -173,14 +192,14 @@ static void on_cr3(unsigned v, void *data)
                 action = HOLD;
         }
     }
-    leave(v, &e, action, limit, false);
+    leave(v, &e, action, limit);
 }
 
 /* The fence for this address, if what its argument (rdi) points at has something at the fence's offset; or HOLD. */
 static enum action fence_at(unsigned v, const struct filter *f, uint64_t pc)
 {
     GByteArray *buffer = vcpus[v].buffer;
-    for (unsigned i = 0; i < f->head.n_fences; i++) {
+    for (unsigned i = 0; f->head.n_entries && i < f->head.n_fences; i++) {
         const uint64_t *fence = &f->fences[3 * i];
         if (fence[0] != pc)
             continue;
@@ -204,7 +223,7 @@ static void on_code(unsigned v, void *data)
         if (action == HOLD)
             action = fence_at(v, f, e.pc);
     }
-    leave(v, &e, action, limit, false);
+    leave(v, &e, action, limit);
 }
 
 static void on_return(unsigned v, void *data)
@@ -214,10 +233,10 @@ static void on_return(unsigned v, void *data)
     if (flush_wanted == flush_done) {   /* no attention needed any more; bit 0 is the control thread's */
         struct score *s = score_of(v);
         __atomic_fetch_and(&s->ret, 0, __ATOMIC_SEQ_CST);
-        __atomic_fetch_and(&s->sys, 1 | FENCED, __ATOMIC_SEQ_CST);
+        __atomic_fetch_and(&s->sys, 1, __ATOMIC_SEQ_CST);
         __atomic_fetch_and(&s->cr3, 1, __ATOMIC_SEQ_CST);
     }
-    leave(v, NULL, OFF, 0, false);
+    leave(v, NULL, OFF, 0);
 }
 
 static void on_resume(uint64_t id, unsigned v)
@@ -237,6 +256,17 @@ void wake_all(void)
     qemu_plugin_register_vcpu_idle_cb(plugin, on_idle);
 }
 
+static void at_code(void *insn, uint64_t vaddr, const struct code *code)
+{
+    score_u64 word = {scores, offsetof(struct score, entry)};
+    for (uint64_t entry = 0; code && code->what >> 1 >> entry; entry++)
+        if (code->what >> 1 >> entry & 1)
+            qemu_plugin_register_vcpu_insn_exec_cond_cb(insn, on_entry, CB_R_REGS, COND_NE, word, 0, (void *)entry);
+    word.offset = offsetof(struct score, code);
+    if (code && code->what & 1)
+        qemu_plugin_register_vcpu_insn_exec_cond_cb(insn, on_code, CB_R_REGS, COND_NE, word, 0, (void *)vaddr);
+}
+
 static void on_translate(uint64_t id, void *tb)
 {
     (void)id;
@@ -251,10 +281,8 @@ static void on_translate(uint64_t id, void *tb)
         uint8_t b[4];
         if (c && c->n) {
             vaddr = qemu_plugin_insn_vaddr(insn);
-            if (vaddr >= c->at[0] && vaddr <= c->at[c->n - 1] && has(c->at, c->n, vaddr)) {
-                word.offset = offsetof(struct score, code);
-                qemu_plugin_register_vcpu_insn_exec_cond_cb(insn, on_code, CB_R_REGS, COND_NE, word, 0, (void *)vaddr);
-            }
+            if (vaddr >= c->list[0].at && vaddr <= c->list[c->n - 1].at)
+                at_code(insn, vaddr, bsearch(&vaddr, c->list, c->n, sizeof *c->list, compare));
         }
         if (size < 2 || size > 4)
             continue;
@@ -380,7 +408,7 @@ EXPORT int qemu_plugin_install(uint64_t id, const qemu_info_t *info, int argc, c
     for (unsigned v = 0; v < n_vcpus; v++)
         vcpus[v].fd = -1;
     scores = qemu_plugin_scoreboard_new(sizeof(struct score));
-    instrumenting = one_thread();
+    instrumenting = everywhere = one_thread();
     subscribe(id);
     return 0;
 }
