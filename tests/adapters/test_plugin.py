@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from live.adapters.qemu import attach
 from live.adapters.qemu.gdbstub.client import GdbClient
 from live.adapters.qemu.plugin.source import PluginSource
+from live.adapters.qemu.remake import remake
 from live.core.events import ProcessExec
+from live.core.memory import GuestPhysical
 from live.core.traps import TrapRequest
 from live.monitor import Monitor
 from live.session import Session
@@ -102,6 +105,18 @@ def test_no_trap_is_missed_in_code_from_before(boot: Boot) -> None:
         assert monitor.counts.missed == monitor.counts.unexpected == 0
         assert monitor.counts.execs > 100
         assert flushes(guest) == 0
+
+
+def test_memory_stays_as_it_is_and_what_is_no_ram_is_not_written(boot: Boot) -> None:
+    guest = boot()
+    with attach(str(guest.monitor)) as attached:
+        text = next(gpa for gpa in range(0x100000, 1 << 27, 4096) if any(attached.memory.read(gpa, 4096)))
+        before = attached.memory.read(text, 4096)
+        assert remake(attached, set(map(GuestPhysical, range(text, text + 4096, 97))))
+        assert attached.memory.read(text, 4096) == before
+        assert not remake(attached, {GuestPhysical(text), GuestPhysical(0xFEC00000)})
+        assert attached.status() == "running"
+    assert "\ngdb: " not in guest.hmp("info chardev")
 
 
 def test_where_a_debugger_has_the_gdb_stub_all_code_is_made_anew(boot: Boot, tmp_path: Path) -> None:

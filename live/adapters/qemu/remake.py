@@ -7,7 +7,7 @@ milliseconds, in which the guest stands, and ended if it was not there before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import closing
 
 from live.adapters.qemu.gdbstub.physical import PhysicalClient
@@ -20,7 +20,7 @@ _LIMIT = 2.0
 """Seconds for which the guest stands, before its guardian lets it go."""
 
 
-def remake(guest: QemuGuest, gpas: Iterable[GuestPhysical]) -> bool:
+def remake(guest: QemuGuest, gpas: Collection[GuestPhysical]) -> bool:
     """Whether all code that has the bytes at these addresses in it is given up.
 
     It is not if a debugger uses the gdb stub, QEMU refuses one, or an address is not in guest RAM.

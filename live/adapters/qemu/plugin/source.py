@@ -15,7 +15,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from live.adapters.qemu.plugin import protocol
 from live.adapters.qemu.plugin.lookout import Lookout
@@ -60,7 +60,7 @@ class PluginSource:
         memory: object,
         hold: float = DEFAULT_HOLD,
         nudge: Callable[[], None] | None = None,
-        remake: Callable[[Iterable[GuestPhysical]], bool] | None = None,
+        remake: Callable[[Collection[GuestPhysical]], bool] | None = None,
     ) -> None:
         """Connect to the plugin's socket.  ``memory`` has ``hva(gpa, length)``; ``hold``: limit in seconds.
 

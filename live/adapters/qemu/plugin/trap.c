@@ -163,8 +163,7 @@ static void on_entry(unsigned v, void *entry)
     unsigned limit = f ? f->head.hold_ms : 0;
     bool low = f && !entry && listed(f->head.bitmap[2], reg(v, R_RAX) & 0xffffffff);
     vcpus[v].deciding = 0;
-    if (reader)
-        pass_fences(v, low, limit);
+    pass_fences(v, low, limit);         /* without a reader, too: it takes the word down */
     vcpus[v].busy = 0;
 }
 
