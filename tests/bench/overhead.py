@@ -390,7 +390,13 @@ def main(arguments: list[str] | None = None) -> None:
             progress(f"round {number + 1} of {options.rounds}")
             with Guest(spec) as plain:
                 plain.save(state)
-            with Guest(replace(spec, state=state)) as plain, Guest(replace(loaded, state=state)) as watched:
+            with contextlib.ExitStack() as stack:
+                # Which is started first changes, too: it may get the better memory.
+                guests = [
+                    stack.enter_context(Guest(replace(one, state=state)))
+                    for one in (spec, loaded)[:: -1 if number % 2 else 1]
+                ]
+                plain, watched = guests[:: -1 if number % 2 else 1]
                 measure(plain, watched, results, options.pairs, options.warm)
                 if number + 1 == options.rounds and not options.noise:
                     measure_rate(watched)
