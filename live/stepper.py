@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from live.core.events import Event, Occasion
+from live.core.events import Event, Occasion, Process
+from live.core.tasklist import Task
 from live.core.tracker import Counts, Tracker
 from live.core.traps import Access, CodeHit, Trap
 from live.introspect.details import ProcessReader
 from live.introspect.linux import LinuxKernel
 from live.introspect.points import LifecyclePoints
+
+_LONG_NS = 100_000_000
+"""A trap that is older may not be held for much longer."""
 
 
 class Steps(Protocol):
@@ -35,8 +39,10 @@ class Stepper:
     def __init__(self, kernel: LinuxKernel, processes: ProcessReader) -> None:
         """The first step must be a look: it seeds the tracker."""
         self._kernel = kernel
+        self._processes = processes
         self._points: LifecyclePoints | None = None
-        self.tracker = Tracker(processes.describe, kernel.revisit)
+        self._standing = False
+        self.tracker = Tracker(self._describe, kernel.revisit)
 
     @property
     def counts(self) -> Counts:
@@ -55,6 +61,7 @@ class Stepper:
 
         Raises `MemoryFault` if not even the head of the list can be read.
         """
+        self._standing = False
         self.tracker.receive_tasks(self._kernel.look(time_ns, trigger))
         return self._events()
 
@@ -62,6 +69,7 @@ class Stepper:
         """Take in a trap, while its vCPU is held.  ``late_ns``: ns since it was taken."""
         if not isinstance(trap, CodeHit | Access):
             return []
+        self._standing = trap.held and late_ns < _LONG_NS
         reached = self.points.reached(trap)
         if reached is None:
             self.tracker.counts.unreadable += 1
@@ -80,6 +88,9 @@ class Stepper:
             ),
         )
         return self._events()
+
+    def _describe(self, task: Task) -> Process:
+        return self._processes.describe(task, standing=self._standing)
 
     def _events(self) -> list[Event]:
         events = []

@@ -6,6 +6,8 @@ A guest that is not held may end the process meanwhile, and give the memory of w
 A task holds a reference to what it points at.  So it is read once more afterwards: what it points at as
 before was its own all the time, and what was read behind the other pointers is None.  (Memory that keeps
 one version of a page until it is refreshed gives the same answer twice: there this tells nothing.)
+A task at a trap whose vCPU is held, or fenced, lets go of nothing: one reading is enough there, if it is
+quick.
 """
 
 from __future__ import annotations
@@ -28,16 +30,13 @@ from live.introspect.paths import PathReader, PathRef
 MAX_ARGS = 128 * 1024
 """Bytes of command line that are kept: MAX_ARG_STRLEN, the longest single argument."""
 _AGAIN_S = (0.0001, 0.001)
+_QUICK_NS = 10_000_000
+"""A hold may end during a reading that takes longer."""
 _MAX_LEVEL = 32  # MAX_PID_NS_LEVEL
 _PIDTYPES = {"tgid": 1, "pgid": 2, "sid": 3}  # enum pid_type, since 4.19
 _CONTAINER = re.compile(r"(?<![0-9a-f])([0-9a-f]{64})(?![0-9a-f])")
-_NAMESPACES = (
-    ("uts", "uts_ns"),
-    ("ipc", "ipc_ns"),
-    ("mnt", "mnt_ns"),
-    ("net", "net_ns"),
-    ("cgroup", "cgroup_ns"),
-)
+_NAMESPACES = {"uts": "uts_ns", "ipc": "ipc_ns", "mnt": "mnt_ns", "net": "net_ns", "cgroup": "cgroup_ns"}
+"""Members of an nsproxy, by the names that they have in `Namespaces`."""
 
 _IDS = ("uid", "gid", "euid", "egid")
 
@@ -87,14 +86,14 @@ class ProcessReader:
         unpacker, symbols = kernel.unpacker, kernel.symbols
         self._paths = PathReader(kernel)
         pointers = ("thread_pid", "fs", "nsproxy", "real_cred", "signal", "cgroups")
-        self._pointers = unpacker("task_struct", tuple(map(field, pointers)))
-        self._whose = unpacker(
+        self._holds = unpacker(
             "task_struct",
             (
                 field("tgid"),
                 field("start_boottime", "real_start_time"),
                 field("self_exec_id"),
                 field("mm"),
+                *map(field, pointers),
             ),
         )
         self._mm = unpacker("mm_struct", (field("exe_file"), field("arg_start"), field("arg_end")))
@@ -108,7 +107,7 @@ class ProcessReader:
         self._pid_numbers = symbols.offset("pid", "numbers")
         self._signal_pids = symbols.offset("signal_struct", "pids")
         self._pointer = kernel.memory.u64
-        self._nsproxy = unpacker("nsproxy", tuple(field(member) for _, member in _NAMESPACES))
+        self._nsproxy = unpacker("nsproxy", tuple(map(field, _NAMESPACES.values())))
         self._inum = {
             name: unpacker(kind, (field("ns.inum"),))
             for name, kind in (
@@ -124,50 +123,57 @@ class ProcessReader:
         }
         self._cgroup = self._cgroup_readers()
 
-    def describe(self, task: Task) -> Process:
-        """Everything that is known of a task, now.  Never raises on account of guest memory."""
+    def describe(self, task: Task, *, standing: bool = False) -> Process:
+        """Everything that is known of a task, now.  Never raises on account of guest memory.
+
+        ``standing``: what the task holds cannot change now, nor for the next `_QUICK_NS`.
+        """
+        begin = time.monotonic_ns()
         before = self._held(task)
-        image = self._image(task, before)
+        root = self._root(before)
+        image = self._image(task, before, root)
+        if standing:
+            process = self._read(task, before, root, image)
+            if time.monotonic_ns() - begin < _QUICK_NS:
+                return process
         # What an exit frees first is read first, and checked at once.
         now = self._held(task)
         if (now.mm, now.fs) != (before.mm, before.fs):
             image = _NO_IMAGE
-        process = self._read(task, before, image)
+        process = self._read(task, before, root, image)
         after = self._held(task)
         lost = {pointer for pointer in _BEHIND if getattr(after, pointer) != getattr(before, pointer)}
         if not lost:
             return process
-        nothing = self._read(task, _Holds(), _NO_IMAGE)
+        nothing = self._read(task, _Holds(), None, _NO_IMAGE)
         return replace(process, **{name: getattr(nothing, name) for each in lost for name in _BEHIND[each]})
 
     def _held(self, task: Task) -> _Holds:
         """What a task holds now: nothing if its memory is another's, no mm if it is in another image."""
-        address, same = task.address, (*task.identity, task.generation, task.mm)
-        # In a guest a task_struct is there as a whole; of a recording that is not made anew, pages may lack.
-        pointers = _try(lambda: self._pointers(address), None)
-        tgid, start, generation, mm = _try(lambda: self._whose(address), same)
+        try:
+            tgid, start, generation, mm, *pointers = self._holds(task.address)
+        except MemoryFault:
+            return _Holds(task.mm)  # only of a recording pages may lack: what was read then is all there is
         # release_task() takes thread_pid away, before anything that is held there is freed.
-        if (tgid, start) != task.identity or (pointers and not pointers[0]):
+        if (tgid, start) != task.identity or not pointers[0]:
             return _Holds()
-        return _Holds(task.mm if (generation, mm) == same[2:] else 0, *(pointers or ()))
+        return _Holds(task.mm if (generation, mm) == (task.generation, task.mm) else 0, *pointers)
 
-    def _image(self, task: Task, at: _Holds) -> _Image:
+    def _root(self, at: _Holds) -> PathRef | None:
+        return _try(lambda: self._paths.root(at.fs), None) if at.fs else None
+
+    def _image(self, task: Task, at: _Holds, root: PathRef | None) -> _Image:
         if not at.mm:
             return _NO_IMAGE
         exe_file, start, end = _try(lambda: self._mm(at.mm), (0, 0, 0))
-        root = self._root(at)
         return _Image(
             exe=_try(lambda: self._paths.text(self._paths.file(exe_file), root), None) if exe_file else None,
             args=self._args(task, start, end),
             args_truncated=end - start > MAX_ARGS,
         )
 
-    def _root(self, at: _Holds) -> PathRef | None:
-        return _try(lambda: self._paths.root(at.fs), None) if at.fs else None
-
-    def _read(self, task: Task, at: _Holds, image: _Image) -> Process:
+    def _read(self, task: Task, at: _Holds, root: PathRef | None, image: _Image) -> Process:
         uid, gid, euid, egid, user_ns = _try(lambda: self._cred(at.cred), (task.uid, None, None, None, None))
-        root = self._root(at)
         cwd = _try(lambda: self._paths.text(self._paths.pwd(at.fs), root), None) if at.fs else None
         cgroup = _try(lambda: self._cgroup_path(at.cgroups), None)
         nowhere: tuple[int | None, int | None] = (None, None)
@@ -229,17 +235,16 @@ class ProcessReader:
     def _namespaces(self, nsproxy: int, pid_ns: int | None, user_ns: int | None) -> Namespaces | None:
         if not nsproxy:
             return None
-        pointers = _try(lambda: self._nsproxy(nsproxy), None)
+        addresses = _try(lambda: self._nsproxy(nsproxy), ())
+        at = {**dict(zip(_NAMESPACES, addresses, strict=False)), "pid": pid_ns, "user": user_ns}
         found: dict[str, int | None] = {}
-        for (name, _), address in zip(_NAMESPACES, pointers or (), strict=False):
-            found[name] = self._number(name, address)
-        return Namespaces(**found, pid=self._number("pid", pid_ns), user=self._number("user", user_ns))
-
-    def _number(self, name: str, address: int | None) -> int | None:
-        reader = self._inum.get(name)
-        if not address or reader is None:
-            return None
-        return _try(lambda: int(reader(address)[0]), None)
+        for name, number in self._inum.items():
+            address = at.get(name)
+            try:
+                found[name] = number(address)[0] if address else None
+            except MemoryFault:
+                found[name] = None
+        return Namespaces(**found)
 
     def _cgroup_readers(self) -> tuple[Callable[[int], tuple[int, ...]], ...] | None:
         unpacker = self._kernel.unpacker
