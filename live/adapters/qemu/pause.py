@@ -24,7 +24,7 @@ class Pause:
         """Nothing is stopped or started.  The monitor stays the caller's."""
         self._monitor = monitor
         self._guard: Guard | None = None
-        self._standing = False
+        self._standing = self._lost = False
 
     @contextlib.contextmanager
     def standing(self, limit: float | None = None) -> Iterator[bool]:
@@ -37,9 +37,9 @@ class Pause:
         if self._monitor.status() != "running":
             yield False
             return
-        if self._guard is None:
+        if self._guard is None and not self._lost:
             self._guard = Guard(self._monitor, self._monitor.protocol)
-        if self._guard.taken():
+        if self._guard is None or self._guard.taken():
             raise TargetError("A pause lasted far too long and the guest was let go; attach again.")
         self._standing = True
         self._guard.stopped(limit)
@@ -51,9 +51,15 @@ class Pause:
             self._go_on()
 
     def _go_on(self) -> None:
-        if self._guard is not None and not self._guard.taken():
+        guard = self._guard
+        if guard is not None and guard.taken():
+            # What was said to a gdb stub since may have stopped the guest once more: the guardian's is the
+            # last word, and QEMU has heard it when this returns.
+            self._guard, self._lost = None, True
+            guard.dismiss()
+        elif guard is not None:
             self._monitor.hmp("cont")
-            self._guard.running()
+            guard.running()
         self._standing = False
 
     def close(self) -> None:

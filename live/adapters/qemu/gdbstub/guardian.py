@@ -11,6 +11,8 @@ when a stop lasts far beyond its time (the watcher hangs):
 * gdb stub: interrupt the guest (0x03; ignored while it stands) and detach, which removes every breakpoint and
   lets it run.
 * monitor: ``cont``, if the watcher had stopped the guest.  A pause by somebody else is not ours to end.
+  A watcher that hung may wake up, and stop the guest once more by what it still has to say to a gdb stub: so
+  ``cont`` is said again when it has found out, or is gone.
 
 Standard library only, and little of it: it has to start in a few milliseconds.
 """
@@ -69,17 +71,22 @@ def release_monitor(monitor: socket.socket, command: bytes, answer: bytes) -> No
         pass  # as above
 
 
-def watch(pipe: int, page: int) -> bool:
-    """Wait for the end; True if the watcher did not say farewell."""
+def over(pipe: int) -> bool:
+    """Wait for the pipe's end, or what is in it; True if the watcher did not say farewell."""
+    return os.read(pipe, 1) != FAREWELL
+
+
+def watch(pipe: int, page: int) -> tuple[bool, bool]:
+    """Wait for the end: whether there is something to do, and whether the watcher is still there, hanging."""
     poller = select.poll()
     poller.register(pipe, select.POLLIN)
     while True:
         if poller.poll(_POLL_MS):
-            return os.read(pipe, 1) != FAREWELL
+            return over(pipe), False
         deadline = _U64.unpack(os.pread(page, 8, DEADLINE_AT))[0]
         if deadline and time.monotonic_ns() > deadline + GRACE_NS:
             os.pwrite(page, _U64.pack(1), TAKEN_AT)
-            return True
+            return True, True
 
 
 def main(arguments: list) -> int:  # type: ignore[type-arg]  # runs on any Python 3, as it is
@@ -87,12 +94,16 @@ def main(arguments: list) -> int:  # type: ignore[type-arg]  # runs on any Pytho
     kind = arguments[0]
     number, pipe, page = (int(word) for word in arguments[1:])
     with socket.socket(fileno=number) as shared:
-        if not watch(pipe, page):
+        wanted, hangs = watch(pipe, page)
+        if not wanted:
             return 0
         if kind == _STUB:
             release_stub(shared)
         elif _U64.unpack(os.pread(page, 8, DEADLINE_AT))[0]:
             release_monitor(shared, *_CONT[kind])
+            if hangs:
+                over(pipe)
+                release_monitor(shared, *_CONT[kind])
     return 0
 
 

@@ -20,7 +20,7 @@ from live.core.errors import GuestGone, MemoryFault, TargetError
 
 LINE = 2048
 """Bytes that one packet reads: half of the PacketSize that QEMU 7.2 and 10.0 announce."""
-TIMEOUT = 5.0
+TIMEOUT = 2.0
 """Seconds for an answer; the guest stands meanwhile."""
 _IN_FLIGHT = 64
 """Requests that are not answered yet, at most: their 2 KiB fit into QEMU's buffer for what it receives."""

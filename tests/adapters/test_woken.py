@@ -1,0 +1,74 @@
+"""A watcher that is suspended while the guest stands for it, and woken when the guest has been let go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from live.adapters.qemu.gdbstub import physical
+from live.session import Session
+from tests.adapters.test_stub_memory import leftovers, running
+from tests.guest.fixtures import Boot
+from tests.watch import environment
+
+_SUSPENDED = """
+import os, signal, sys
+from live.adapters.qemu import attach, guest, remake
+from live.adapters.qemu.gdbstub.physical import PhysicalClient
+from live.core.errors import NotPermitted, PseError
+exchange = PhysicalClient._exchange
+def suspended(self, payloads):
+    if len(payloads) > 2:  # one that reads, not the greeting
+        PhysicalClient._exchange = exchange
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return exchange(self, payloads)
+def refuse(*_, **__):
+    raise NotPermitted('no.')
+"""
+_REMAKE = """
+PhysicalClient._exchange = suspended
+with attach(sys.argv[1]) as attached:
+    print(remake.remake(attached, {0x1000000}))
+"""
+_MEMORY = """
+guest.open_memory = refuse
+with attach(sys.argv[1]) as attached:
+    PhysicalClient._exchange = suspended
+    try:
+        attached.memory.refresh()
+        attached.memory.read(0x1000000, 16)
+    except PseError as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(("work", "says"), [(_REMAKE, "False"), (_MEMORY, "TargetError")])
+def test_the_guest_runs_after_a_watcher_woke_up_within_an_exchange(boot: Boot, work: str, says: str) -> None:
+    lab = boot()
+    with subprocess.Popen(
+        [sys.executable, "-c", _SUSPENDED + work, str(lab.monitor)],
+        stdout=subprocess.PIPE,
+        env=environment(),
+        text=True,
+    ) as watcher:
+        os.waitid(os.P_PID, watcher.pid, os.WSTOPPED | os.WNOWAIT)
+        assert not running(lab)
+        deadline = time.monotonic() + 5
+        while not running(lab):
+            assert time.monotonic() < deadline, "the guardian did not let it go"
+            time.sleep(0.05)
+        watcher.send_signal(signal.SIGCONT)
+        began = time.monotonic()
+        out, _ = watcher.communicate(timeout=physical.TIMEOUT + 10)
+        print(f"{time.monotonic() - began:.1f} s: {out.strip()}")
+    assert out.startswith(says)
+    assert running(lab)
+    assert lab.run(["true"]).status == 0
+    with Session(str(lab.monitor)) as session:
+        assert session.kernel.look(0, "").tasks
+    assert leftovers(lab) == []
