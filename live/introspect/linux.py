@@ -252,12 +252,12 @@ class LinuxKernel:
         tids = frozenset(chain(threads, [task.identity for task in tasks]))
         return tasks, tids, whole and not unreadable and len(threads) < MAX_TASKS
 
-    def read_task(self, address: int) -> Task:
+    def read_task(self, address: int, raw: tuple[Any, ...] | None = None) -> Task:
         """The thread group of the task at ``address``, seen through its leader.
 
-        Raises `MemoryFault`.
+        ``raw``: what `task` has just read there.  Raises `MemoryFault`.
         """
-        raw = self.task(address)
+        raw = raw or self.task(address)
         leader = raw[12]
         if leader != address:
             address, raw = leader, self.task(leader)

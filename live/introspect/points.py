@@ -295,7 +295,7 @@ class LifecyclePoints:
         created = (pid, start) if moment is Moment.FORK else None
         if created and pid != tgid:
             return Reached(function, None, created)
-        task: Task = self._kernel.read_task(address)
+        task: Task = self._kernel.read_task(address, raw)
         if moment is Moment.DEATH:
             if not flags & task.flags & PF_EXITING:
                 return None  # its memory, or its leader's, is another task's by now
