@@ -1,6 +1,6 @@
 """What of the cost of plugin mode is due to what: in one guest, over the same generated code.
 
-    python -m tests.bench.parts [--guests N] [--runs N] [--company N]
+    python -m tests.bench.parts [--guests N] [--runs N] [--company N] [--cpu MODEL]
 
 Two QEMUs never generate quite the same code, and it is not the same after an attach; so what is compared here
 never detaches.  It only changes what is armed, and what it does at a trap:
@@ -104,12 +104,12 @@ def reader(target: str) -> None:
         source.close()
 
 
-def one_guest(runs: int, others: int) -> Runs:
+def one_guest(runs: int, others: int, model: str) -> Runs:
     """Boot one, and run each part so many times, while ``others`` compute."""
     results: Runs = {part: [] for part in PARTS}
     command = [sys.executable, "-m", "tests.bench.parts", "reader"]
     with (
-        trappable(GuestSpec()) as guest,
+        trappable(GuestSpec(cpu_model=model)) as guest,
         subprocess.Popen(
             [*command, str(guest.monitor)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process,
@@ -180,11 +180,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guests", type=int, default=5)
     parser.add_argument("--runs", type=int, default=20, help="of each part in a guest")
     parser.add_argument("--company", type=int, default=0, help="processes that compute meanwhile")
+    parser.add_argument("--cpu", default="qemu64", help="Skylake-Client has page-table isolation on")
     options = parser.parse_args(arguments or [])
     guests = []
     for number in range(options.guests):
         progress(f"guest {number + 1} of {options.guests}")
-        guests.append(one_guest(options.runs, options.company))
+        guests.append(one_guest(options.runs, options.company, options.cpu))
     print(
         f"{'part':10} {'wall ratio':>19}  {'CPU ratio':>19}  us waited a process  ms longest  ms delay  aside"
     )
