@@ -238,6 +238,17 @@ def test_a_hold_has_a_limit_and_traps_go_on(bench: Bench) -> None:
     assert [trap.held for trap in drain(bench.source, bench.start(1))] == [True, True]
 
 
+@pytest.mark.parametrize("bench", ["plugin", "gdbstub"], indirect=True)
+def test_a_hold_has_a_limit_where_nobody_waits_for_traps(bench: Bench) -> None:
+    """As in a callback that takes its time, behind the trap that it is called for."""
+    time.sleep(3)  # nor is anything made of it that nothing happens
+    bench.source.arm(TrapRequest(code=frozenset({bench.addresses["wake_up_new_task"]})))
+    bench.start(0)()
+    assert bench.source.counters.hold_timeouts == 1
+    traps = drain(bench.source, bench.start(1))
+    assert [trap.held for trap in traps[-2:]] == [True, True]
+
+
 @pytest.mark.parametrize("bench", ["plugin"], indirect=True)
 def test_a_second_reader_is_told(bench: Bench) -> None:
     with pytest.raises(TargetError, match="serves another reader; end that one first"):

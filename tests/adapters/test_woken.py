@@ -14,7 +14,8 @@ from live.adapters.qemu.gdbstub import physical
 from live.session import Session
 from tests.adapters.test_stub_memory import leftovers, running
 from tests.guest.fixtures import Boot
-from tests.watch import environment
+from tests.guest.guest import Guest
+from tests.watch import Watch, environment, pse
 
 _SUSPENDED = """
 import os, signal, sys
@@ -47,6 +48,14 @@ with attach(sys.argv[1]) as attached:
 """
 
 
+def let_go(lab: Guest) -> None:
+    """The guardian lets the guest run."""
+    deadline = time.monotonic() + 5
+    while not running(lab):
+        assert time.monotonic() < deadline, "the guardian did not let it go"
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(("work", "says"), [(_REMAKE, "False"), (_MEMORY, "TargetError")])
 def test_the_guest_runs_after_a_watcher_woke_up_within_an_exchange(boot: Boot, work: str, says: str) -> None:
     lab = boot()
@@ -58,10 +67,7 @@ def test_the_guest_runs_after_a_watcher_woke_up_within_an_exchange(boot: Boot, w
     ) as watcher:
         os.waitid(os.P_PID, watcher.pid, os.WSTOPPED | os.WNOWAIT)
         assert not running(lab)
-        deadline = time.monotonic() + 5
-        while not running(lab):
-            assert time.monotonic() < deadline, "the guardian did not let it go"
-            time.sleep(0.05)
+        let_go(lab)
         watcher.send_signal(signal.SIGCONT)
         began = time.monotonic()
         out, _ = watcher.communicate(timeout=physical.TIMEOUT + 10)
@@ -72,3 +78,25 @@ def test_the_guest_runs_after_a_watcher_woke_up_within_an_exchange(boot: Boot, w
     with Session(str(lab.monitor)) as session:
         assert session.kernel.look(0, "").tasks
     assert leftovers(lab) == []
+
+
+def test_the_guest_runs_after_a_watch_in_gdbstub_mode_was_suspended(boot: Boot) -> None:
+    """As with Ctrl-Z: it comes back when the guardian has let the guest go, and says that it is over."""
+    lab = boot()
+    with Watch(str(lab.monitor), "--mode", "gdbstub") as watch:
+        os.kill(watch.pid, signal.SIGSTOP)
+        job = lab.start(["true"])
+        time.sleep(0.5)
+        assert not running(lab), "it stands at a trap"
+        let_go(lab)
+        job.wait(10)
+        os.kill(watch.pid, signal.SIGCONT)
+        status = watch.wait(30)
+    print(f"{status}: {watch.errors}")
+    assert status == 1
+    assert "was let go" in watch.errors
+    assert running(lab)
+    assert lab.run(["true"]).status == 0
+    assert leftovers(lab) == []
+    again = pse("watch", str(lab.monitor), "--mode", "gdbstub", "--count", "1")
+    assert again.returncode == 0, again.stderr

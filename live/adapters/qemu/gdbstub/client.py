@@ -123,6 +123,16 @@ class GdbClient:
         self.running = False
         return stop if stop is not None and stop.signal != 2 else None
 
+    def unread(self) -> bool:
+        """Whether the guest was told to run, and the stub has said more since than that it heard us."""
+        if not self.running:
+            return False
+        try:
+            said = self.socket.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError:
+            said = b""
+        return bool(self._packets) or b"$" in said
+
     def wait_stop(self, timeout: float) -> Stop | None:
         """The next stop of a running guest, or None after ``timeout`` seconds.  Raises `GuestGone`."""
         try:

@@ -25,7 +25,7 @@ class Shared(Protocol):
 
 
 class Guard:
-    """A running guardian; it acts when we die, and when a stop lasts beyond its time."""
+    """A running guardian; it acts when we die, and when a stop lasts beyond its time, or is not noticed."""
 
     def __init__(self, shared: Shared, kind: str = "gdb") -> None:
         """Start it; it shares the socket of a gdb stub (``"gdb"``) or of a monitor (``"qmp"``, ``"hmp"``)."""
@@ -34,6 +34,8 @@ class Guard:
         try:
             os.ftruncate(page, mmap.PAGESIZE)
             self._page = mmap.mmap(page, mmap.PAGESIZE)
+            self.resumed = 0
+            """How often the guest was let run."""
             numbers = (shared.fileno(), ours, page)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(guardian.__file__)), kind, *map(str, numbers)],
@@ -56,6 +58,8 @@ class Guard:
 
     def running(self) -> None:
         """The guest runs, or is about to."""
+        self.resumed += 1
+        _U64.pack_into(self._page, guardian.RESUMED_AT, self.resumed)
         _U64.pack_into(self._page, guardian.DEADLINE_AT, 0)
 
     def taken(self) -> bool:

@@ -6,7 +6,7 @@ QEMU does nothing when the client of its gdb stub or of its monitor goes away: a
 stays stopped, breakpoints stay.  So the watcher starts this process and shares three descriptors with it:
 the socket of the stub or of the monitor, a pipe, and a page of memory with the time until which a stop is
 in order (0: the guest runs).  It acts at the end of the pipe without a farewell (the watcher died), and
-when a stop lasts far beyond its time (the watcher hangs):
+when a stop lasts far beyond its time, or is not even noticed (the watcher hangs, or was suspended):
 
 * gdb stub: interrupt the guest (0x03; ignored while it stands) and detach, which removes every breakpoint and
   lets it run.
@@ -30,8 +30,12 @@ GRACE_NS = 500_000_000
 FOREVER = (1 << 64) - 1
 """A time that never comes."""
 _POLL_MS = 200
+_UNREAD = 10
+"""Polls in a row at which the stub has said something that the watcher does not read: 2 s.  (Counted, as a
+machine that stands still as a whole makes nobody late.)"""
 _U64 = struct.Struct("<Q")
-DEADLINE_AT, TAKEN_AT = 0, 8
+DEADLINE_AT, TAKEN_AT, RESUMED_AT = 0, 8, 16
+"""In the page: until when a stop is in order, whether we acted, how often the watcher let the guest run."""
 
 _STUB = "gdb"
 # What is written to a monitor.  The watcher may have died within a command: 0xff makes QMP's parser begin
@@ -76,17 +80,36 @@ def over(pipe: int) -> bool:
     return os.read(pipe, 1) != FAREWELL
 
 
-def watch(pipe: int, page: int) -> tuple[bool, bool]:
-    """Wait for the end: whether there is something to do, and whether the watcher is still there, hanging."""
+def watch(pipe: int, page: int, stub: "socket.socket | None") -> tuple[bool, bool]:
+    """Wait for the end: whether there is something to do, and whether the watcher is still there, hanging.
+
+    ``stub``: the stub's socket, if there is one.
+    """
     poller = select.poll()
     poller.register(pipe, select.POLLIN)
+    unread, resumed = 0, -1
     while True:
         if poller.poll(_POLL_MS):
             return over(pipe), False
-        deadline = _U64.unpack(os.pread(page, 8, DEADLINE_AT))[0]
-        if deadline and time.monotonic_ns() > deadline + GRACE_NS:
+        before, resumed = resumed, _word(page, RESUMED_AT)
+        unread = unread + 1 if stub and _said(stub) and resumed == before else 0
+        deadline = _word(page, DEADLINE_AT)
+        if unread >= _UNREAD or (deadline and time.monotonic_ns() > deadline + GRACE_NS):
             os.pwrite(page, _U64.pack(1), TAKEN_AT)
             return True, True
+
+
+def _said(stub: socket.socket) -> bool:
+    """Whether there is an answer of the stub that nobody has read; acknowledgements are none."""
+    try:
+        return b"$" in stub.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+
+
+def _word(page: int, at: int) -> int:
+    word: int = _U64.unpack(os.pread(page, 8, at))[0]
+    return word
 
 
 def main(arguments: list) -> int:  # type: ignore[type-arg]  # runs on any Python 3, as it is
@@ -94,12 +117,12 @@ def main(arguments: list) -> int:  # type: ignore[type-arg]  # runs on any Pytho
     kind = arguments[0]
     number, pipe, page = (int(word) for word in arguments[1:])
     with socket.socket(fileno=number) as shared:
-        wanted, hangs = watch(pipe, page)
+        wanted, hangs = watch(pipe, page, shared if kind == _STUB else None)
         if not wanted:
             return 0
         if kind == _STUB:
             release_stub(shared)
-        elif _U64.unpack(os.pread(page, 8, DEADLINE_AT))[0]:
+        elif _word(page, DEADLINE_AT):
             release_monitor(shared, *_CONT[kind])
             if hangs:
                 over(pipe)

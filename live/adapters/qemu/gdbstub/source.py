@@ -34,6 +34,7 @@ watcher, who lets it go.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -51,6 +52,8 @@ from live.core.memory import GuestVirtual
 from live.core.traps import Access, CodeHit, Trap, TrapCounters, TrapRequest, VcpuIndex, asid_of
 
 DEFAULT_HOLD = 1.0
+_UNREAD_LIMIT = 1.0
+"""Seconds after which a stop is over that nobody reads; before the guardian takes us for hung."""
 _TRAP_SIGNAL = 5
 
 
@@ -350,23 +353,37 @@ class GdbSource:
         if self._closed.is_set():
             raise TargetError("This watch of the guest was closed; attach again.")
         if self._guard.taken():
-            raise TargetError("A hold lasted far too long and the guest was let go; attach again.")
+            raise TargetError(
+                "We hung, or were suspended, while the guest stood at a trap, and it was let go; watch again."
+            )
 
     def _overdue(self) -> bool:
         standing = self._held is not None or bool(self._pending)
-        return standing and time.monotonic() - self._since >= self._limit
+        return standing and not self._guard.taken() and time.monotonic() - self._since >= self._limit
 
     def _watch(self) -> None:
-        """Keep the hold limit."""
+        """Keep the hold limit; also where nobody waits for traps, and a stop is not even read."""
+        unread_since, unread_limit, resumed = math.inf, min(self._limit, _UNREAD_LIMIT), 0
         while not self._closed.wait(min(0.1, self._limit / 4)):
-            if not self._overdue():
+            now, before, resumed = time.monotonic(), resumed, self._guard.resumed
+            stands = self._client.unread() and resumed == before
+            unread_since = min(unread_since, now) if stands else math.inf
+            unread = now - unread_since >= unread_limit and not self._guard.taken()
+            if not unread and not self._overdue():
                 continue
             with self._lock, contextlib.suppress(GuestGone, TargetError):
-                if self._overdue():
-                    # What has hit in the same stop cannot be told any more what it stands for.
-                    self._timeouts += (self._held is not None) + len(self._pending)
-                    self._pending.clear()
-                    self._go_on()
+                if unread and self._guard.resumed == resumed and self._client.unread():
+                    if self._next(0) is not None:
+                        self._delivered -= 1
+                        self._expire()
+                elif self._overdue():
+                    self._expire()
+
+    def _expire(self) -> None:
+        """Let the guest go: what has hit in the same stop cannot be told any more what it stands for."""
+        self._timeouts += (self._held is not None) + len(self._pending)
+        self._pending.clear()
+        self._go_on()
 
     def close(self) -> None:
         """Remove every breakpoint, let the guest run, end the stub.  Safe to call twice."""
@@ -375,6 +392,9 @@ class GdbSource:
         self._closed.set()
         self._watchdog.join()
         with self._lock:
+            if self._guard.taken():
+                self._abandon()
+                return
             with contextlib.suppress(TargetError, GuestGone):
                 if self._foreign:
                     self._regain(0)
@@ -385,6 +405,14 @@ class GdbSource:
             self._guard.dismiss()
             self._client.detach()
             self._server.close()
+
+    def _abandon(self) -> None:
+        """The guardian has detached.  What is said to the stub now, or was since, stops the guest again."""
+        self._guard.dismiss()
+        self._client.socket.close()
+        self._server.close()
+        with contextlib.suppress(TargetError, GuestGone):
+            self._guest.monitor.hmp("cont")
 
 
 def _number(answer: bytes) -> int:
