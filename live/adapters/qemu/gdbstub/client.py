@@ -184,3 +184,12 @@ def connect(path: str) -> socket.socket:
         connection.close()
         raise NoTarget(f"No gdb stub listens at {path} ({error.strerror}); is the guest gone?") from error
     return connection
+
+
+def require(answer: bytes, address: int) -> None:
+    """Raise `TargetError` unless the stub has set a trap at a guest-virtual address."""
+    if answer != b"OK":
+        raise TargetError(
+            f"QEMU cannot trap at {address:#x} ({answer.decode('ascii', 'replace') or 'unsupported'}); "
+            "use --mode poll."
+        )

@@ -7,8 +7,7 @@ A stop is of every vCPU; one round trip reads the registers of the one that hit.
 A breakpoint stops before its instruction, which has to be passed once without it to go on:
 
 * most kernel functions begin with a no-op (``endbr64``, or the five bytes that ftrace left): it is skipped by
-  setting rip behind it, in the same message that lets the guest run.  Nothing is removed, nothing can be
-  missed.
+  setting rip behind it, in the same message that lets the guest run: nothing is removed, or missed.
 * otherwise that vCPU alone is stepped (``vCont;s``) while the others stand, so that they miss nothing
   either.  TCG steps over a breakpoint as if it were not there; elsewhere it is removed before and set again
   after the step.
@@ -34,26 +33,24 @@ watcher, who lets it go.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 from collections import deque
 from functools import partial
 
-from live.adapters.qemu.gdbstub.client import GdbClient
+from live.adapters.qemu.gdbstub.client import GdbClient, require
 from live.adapters.qemu.gdbstub.guard import Guard
 from live.adapters.qemu.gdbstub.hits import Hit, Places
 from live.adapters.qemu.gdbstub.nops import LONGEST, nop_length
 from live.adapters.qemu.gdbstub.server import StubServer
-from live.adapters.qemu.gdbstub.target import WANTED, Stop, decode_registers
+from live.adapters.qemu.gdbstub.target import WANTED, Stop, decode_registers, number_of
+from live.adapters.qemu.gdbstub.unread import Unread
 from live.adapters.qemu.guest import QemuGuest
 from live.core.errors import GuestGone, TargetError
 from live.core.memory import GuestVirtual
 from live.core.traps import Access, CodeHit, Trap, TrapCounters, TrapRequest, VcpuIndex, asid_of
 
 DEFAULT_HOLD = 1.0
-_UNREAD_LIMIT = 1.0
-"""Seconds after which a stop is over that nobody reads; before the guardian takes us for hung."""
 _TRAP_SIGNAL = 5
 
 
@@ -155,7 +152,7 @@ class GdbSource:
 
     def _insert(self, address: int) -> None:
         code, answer = self._client.requests(b"m%x,1" % address, b"Z%b,%x,1" % (self._kind, address))
-        self._require(code if code[:1] == b"E" else answer, address)
+        require(code if code[:1] == b"E" else answer, address)
         self._first_bytes[address] = bytes.fromhex(code.decode())
 
     def _arm_words(self, places: Places) -> None:
@@ -163,16 +160,8 @@ class GdbSource:
         for address in sorted(before.words - places.words):
             self._client.request(b"z4,%x,4" % address)
         for address in sorted(places.words - before.words):
-            self._require(self._client.request(b"Z4,%x,4" % address), address)
+            require(self._client.request(b"Z4,%x,4" % address), address)
         self._places = places
-
-    @staticmethod
-    def _require(answer: bytes, address: int) -> None:
-        if answer != b"OK":
-            raise TargetError(
-                f"QEMU cannot trap at {address:#x} ({answer.decode('ascii', 'replace') or 'unsupported'}); "
-                "use --mode poll."
-            )
 
     def wait(self, timeout: float | None) -> Trap | None:
         """See `live.core.traps.TrapSource.wait`."""
@@ -243,7 +232,7 @@ class GdbSource:
             if word is not None or pc in self._first_bytes:
                 self._pending.append(Hit(reported, registers, word))
         for thread, answer in zip(others, answers, strict=True):
-            if self._places.touched(_number(answer)):
+            if self._places.touched(number_of(answer)):
                 self._take(thread)
 
     def _take(self, thread: int) -> None:
@@ -363,21 +352,18 @@ class GdbSource:
 
     def _watch(self) -> None:
         """Keep the hold limit; also where nobody waits for traps, and a stop is not even read."""
-        unread_since, unread_limit, resumed = math.inf, min(self._limit, _UNREAD_LIMIT), 0
+        unread = Unread(self._limit)
         while not self._closed.wait(min(0.1, self._limit / 4)):
-            now, before, resumed = time.monotonic(), resumed, self._guard.resumed
-            stands = self._client.unread() and resumed == before
-            unread_since = min(unread_since, now) if stands else math.inf
-            unread = now - unread_since >= unread_limit and not self._guard.taken()
-            if not unread and not self._overdue():
+            resumed = self._guard.resumed
+            if not unread.overdue(self._client.unread(), resumed) and not self._overdue():
                 continue
             with self._lock, contextlib.suppress(GuestGone, TargetError):
-                if unread and self._guard.resumed == resumed and self._client.unread():
-                    if self._next(0) is not None:
-                        self._delivered -= 1
-                        self._expire()
-                elif self._overdue():
-                    self._expire()
+                if not self._overdue():
+                    news = self._guard.resumed == resumed and self._client.unread()
+                    if not news or self._guard.taken() or self._next(0) is None:
+                        continue
+                    self._delivered -= 1
+                self._expire()
 
     def _expire(self) -> None:
         """Let the guest go: what has hit in the same stop cannot be told any more what it stands for."""
@@ -393,7 +379,12 @@ class GdbSource:
         self._watchdog.join()
         with self._lock:
             if self._guard.taken():
-                self._abandon()
+                # It has detached: what is said to the stub now, or was since, stops the guest again.
+                self._guard.dismiss()
+                self._client.socket.close()
+                self._server.close()
+                with contextlib.suppress(TargetError, GuestGone):
+                    self._guest.monitor.hmp("cont")
                 return
             with contextlib.suppress(TargetError, GuestGone):
                 if self._foreign:
@@ -405,19 +396,3 @@ class GdbSource:
             self._guard.dismiss()
             self._client.detach()
             self._server.close()
-
-    def _abandon(self) -> None:
-        """The guardian has detached.  What is said to the stub now, or was since, stops the guest again."""
-        self._guard.dismiss()
-        self._client.socket.close()
-        self._server.close()
-        with contextlib.suppress(TargetError, GuestGone):
-            self._guest.monitor.hmp("cont")
-
-
-def _number(answer: bytes) -> int:
-    """The value of one register, little-endian hexadecimal; 0 where the stub has none to tell."""
-    try:
-        return int.from_bytes(bytes.fromhex(answer.decode("ascii")), "little")
-    except ValueError:
-        return 0

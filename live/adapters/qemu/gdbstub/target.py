@@ -105,3 +105,11 @@ def parse_stop(payload: bytes) -> Stop | None:
         return None
     thread, watch = _THREAD.search(text), _WATCH.search(text)
     return Stop(signal, int(thread[1], 16) if thread else 0, int(watch[1], 16) if watch else None)
+
+
+def number_of(answer: bytes) -> int:
+    """The value of one register, little-endian hexadecimal; 0 where the stub has none to tell."""
+    try:
+        return int.from_bytes(bytes.fromhex(answer.decode("ascii")), "little")
+    except ValueError:
+        return 0
