@@ -17,8 +17,8 @@ from live.introspect.details import ProcessReader
 from live.introspect.linux import LinuxKernel
 from live.introspect.points import LifecyclePoints
 
-_LONG_NS = 100_000_000
-"""A trap that is older may not be held for much longer."""
+LONG_HELD_NS = 100_000_000
+"""A trap that is older may not be held for much longer; where a hold has run out, it may be the one."""
 
 
 class Steps(Protocol):
@@ -69,7 +69,7 @@ class Stepper:
         """Take in a trap, while its vCPU is held.  ``late_ns``: ns since it was taken."""
         if not isinstance(trap, CodeHit | Access):
             return []
-        self._standing = trap.held and late_ns < _LONG_NS
+        self._standing = trap.held and late_ns < LONG_HELD_NS
         reached = self.points.reached(trap)
         if reached is None:
             self.tracker.counts.unreadable += 1

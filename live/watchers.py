@@ -27,7 +27,7 @@ from live.core.events import Event
 from live.core.tasklist import Counters
 from live.core.traps import Trap, TrapRequest, TrapSource
 from live.session import Session
-from live.stepper import Steps
+from live.stepper import LONG_HELD_NS, Steps
 
 Deliver = Callable[[Event], None]
 
@@ -35,8 +35,6 @@ BUSY_S = 1.0
 REFRESH_S = 0.05
 IDLE_S = 0.1
 PROOF_S = 5.0
-_LONG_HELD_NS = 100_000_000
-"""Where a hold has run out, a trap that is older than this may be the one."""
 
 
 @dataclass(slots=True)
@@ -167,7 +165,7 @@ class Trapper:
         if losses != self._losses:
             self._losses, self._lost_ns, self._resync = losses, now, True
         # Every vCPU may have been held then: of the traps from before, the old ones are over.
-        return trap.held and (trap.time_ns > self._lost_ns or now - trap.time_ns < _LONG_HELD_NS)
+        return trap.held and (trap.time_ns > self._lost_ns or now - trap.time_ns < LONG_HELD_NS)
 
     def _resynchronise(self, deliver: Deliver) -> None:
         if self._resync:

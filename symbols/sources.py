@@ -54,7 +54,7 @@ def decode_memory(memory: MemoryReader, progress: Progress | None = None) -> Dec
 def decode_source(source: Source, progress: Progress | None = None) -> Decoded:
     """Types and symbols from a source.  Raises `NoKernelFound` or `SymbolsMissing`."""
     if source.kernel is None:
-        assert source.memory is not None
+        assert source.memory is not None  # open_source() gives every Source one of the two
         return decode_memory(source.memory, progress)
     data, va = source.kernel.data, source.kernel.va
     if progress is not None:

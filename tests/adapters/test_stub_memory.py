@@ -184,7 +184,7 @@ def test_an_unprivileged_user_sees_the_same(boot: Boot, public: Path, protocol: 
     assert len(seen ^ listed) <= 4, seen ^ listed  # kernel workers come and go
     assert running(lab)
     with subprocess.Popen(
-        [*command, "watch", str(path), "--mode", "poll", "--json", "--new"],
+        [*command, "watch", str(path), "--mode", "poll", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd="/",
     ) as watch:  # fmt: skip
         assert watch.stderr is not None

@@ -16,6 +16,7 @@ import socket
 import time
 from collections import deque
 
+from live.adapters.qemu.gdbstub.guardian import said
 from live.adapters.qemu.gdbstub.packets import Decoder, Packet, encode
 from live.adapters.qemu.gdbstub.target import Register, Stop, parse_stop, parse_target
 from live.core.errors import GuestGone, NoTarget, NotPermitted, TargetError
@@ -125,13 +126,7 @@ class GdbClient:
 
     def unread(self) -> bool:
         """Whether the guest was told to run, and the stub has said more since than that it heard us."""
-        if not self.running:
-            return False
-        try:
-            said = self.socket.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except OSError:
-            said = b""
-        return bool(self._packets) or b"$" in said
+        return self.running and (bool(self._packets) or said(self.socket))
 
     def wait_stop(self, timeout: float) -> Stop | None:
         """The next stop of a running guest, or None after ``timeout`` seconds.  Raises `GuestGone`."""

@@ -92,14 +92,14 @@ def watch(pipe: int, page: int, stub: "socket.socket | None") -> tuple[bool, boo
         if poller.poll(_POLL_MS):
             return over(pipe), False
         before, resumed = resumed, _word(page, RESUMED_AT)
-        unread = unread + 1 if stub and _said(stub) and resumed == before else 0
+        unread = unread + 1 if stub and said(stub) and resumed == before else 0
         deadline = _word(page, DEADLINE_AT)
         if unread >= _UNREAD or (deadline and time.monotonic_ns() > deadline + GRACE_NS):
             os.pwrite(page, _U64.pack(1), TAKEN_AT)
             return True, True
 
 
-def _said(stub: socket.socket) -> bool:
+def said(stub: socket.socket) -> bool:
     """Whether there is an answer of the stub that nobody has read; acknowledgements are none."""
     try:
         return b"$" in stub.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
