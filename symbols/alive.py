@@ -7,6 +7,8 @@ guest inside the guest, a kdump kernel's dead predecessor, or plain file content
 2. the direct map does too (``page_offset_base + gpa`` leads to gpa): an old kernel's tables for that were
    allocated memory, and are overwritten soon;
 3. ``init_task`` is called ``swapper``, and its list of tasks is linked to and fro through the page tables.
+   A guest that runs links and unlinks tasks meanwhile, so its list may look broken for a moment: a dead one
+   stays so.
 
 If several pass (kdump, or an old kernel not yet overwritten), the one whose clock is ahead is the one that
 runs, since a dead kernel's clock stands still.
@@ -14,6 +16,7 @@ runs, since a dead kernel's clock stands still.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from live.core.errors import MemoryFault
@@ -23,6 +26,8 @@ from symbols.placement import ADDRESS, LARGE, PRESENT, Placement
 
 LINKS = 8
 """So many links of the task list are followed in each direction."""
+TRIES = 32
+"""So often is a broken list looked at before it counts as such."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +84,28 @@ def _examine(memory: MemoryReader, placement: Placement, marks: Landmarks) -> Vi
     if bytes(memory.read(init_task + marks.comm, 7)) != b"swapper":
         return Vitals(fault="its init_task is not called swapper")
     head = marks.init_task - marks.link_text + placement.va + marks.tasks
-    for forth, back in ((0, 8), (8, 0)):
-        at, place = head, init_task + marks.tasks
-        for _ in range(LINKS):
-            following = read_u64(memory, place + forth)
-            place = walk(following)
-            if read_u64(memory, place + back) != at:
-                return Vitals(fault="its list of tasks is broken")
-            at = following
-            if at == head:
-                break
-        if following == head and at == head and _ == 0:
-            return Vitals(fault="it has no task beside init_task")
+    place = init_task + marks.tasks
+    if read_u64(memory, place) == head:
+        return Vitals(fault="it has no task beside init_task")
+    if not any(_linked(memory, walk, head, place) for _ in range(TRIES)):
+        return Vitals(fault="its list of tasks is broken")
     clock = read_u64(memory, gpa(marks.wall_clock)) if marks.wall_clock else 0
     return Vitals(fault="", clock=clock)
+
+
+def _linked(memory: MemoryReader, walk: Callable[[int], int], head: int, start: int) -> bool:
+    """Whether each list_head that follows ``head`` (a va, at gpa ``start``) points back to the last one."""
+    for forth, back in ((0, 8), (8, 0)):
+        at, place = head, start
+        for _ in range(LINKS):
+            try:
+                following = read_u64(memory, place + forth)
+                place = walk(following)
+                if read_u64(memory, place + back) != at:
+                    return False
+            except MemoryFault:  # or a task that was freed, and its memory used again, while we followed it
+                return False
+            if following == head:
+                break
+            at = following
+    return True

@@ -128,6 +128,26 @@ def test_broken_task_list(cache):
         find_kernel(ram, cache=cache)
 
 
+@pytest.mark.parametrize("broken", [0, 1 << 40], ids=["elsewhere", "nowhere"])
+def test_task_list_that_changes_while_it_is_read(cache, broken):
+    """A guest that runs forks and reaps meanwhile: a link that is broken once is none that stays so."""
+    plan = Plan()
+    ram = ram_with(plan)
+    link_of_a_task = plan.top_tables + 0x2000 + 16
+    sound = bytes(ram.read(link_of_a_task, 8))
+    reads = ram.read
+
+    def read(gpa, length):
+        answer = bytes(reads(gpa, length))
+        if gpa == link_of_a_task:
+            ram.write(gpa, sound)
+        return answer
+
+    ram.word(link_of_a_task, broken)
+    ram.read = read
+    expect(find_kernel(ram, cache=cache), plan)
+
+
 def test_no_linux(cache):
     with pytest.raises(NoKernelFound, match="no Linux kernel was found in 8 MiB"):
         find_kernel(Ram(8 * MIB), cache=cache)
