@@ -193,17 +193,22 @@ def test_attached_in_the_middle_of_a_storm(guest):
     assert watch.missed == 0
     real, observed = lives(recorder.truth), lives(recorder.truth, watch.documents)
     announced = {identity(d) for d in watch.documents if d["pse"]["reason"] == "running"}
-    unseen, seen = [], []
+    unseen, seen, inside_execve = [], [], []
     for who, events in real.items():
         shown = [kind for kind, _ in observed.get(who, [])]
-        assert [kind for kind, _ in events][len(events) - len(shown) :] == shown, (who, events, shown)
-        unseen += [(at, who) for _, at in events[: len(events) - len(shown)]]
-        seen += [at for _, at in events[len(events) - len(shown) :]]
+        before, after = events[: len(events) - len(shown)], events[len(events) - len(shown) :]
+        assert [kind for kind, _ in after] == shown, (who, events, shown)
+        unseen += [at for _, at in before]
+        seen += [at for _, at in after]
+        if before and before[-1][0] != "end" and who not in announced:
+            inside_execve.append(who)
+            assert shown[:1] == ["exec"], (who, events, shown)
     assert len(seen) > 500
-    # The look that begins a watch may have seen more than the first trap knew of: then it runs, already.
-    late = [(at, who) for at, who in unseen if at > min(seen) and who not in announced]
-    assert late == [], f"{len(late)} after {min(seen)}"
-    assert sum(at > min(seen) for at, _ in unseen) <= 2 * guest.spec.cpus
+    assert len(inside_execve) <= 2 * guest.spec.cpus
+    # A step is traced before it is finished and trapped: the look that begins a watch falls between the two
+    # for a task or so of each vCPU, and meanwhile the other vCPUs may have gone on for a while (busy host).
+    between = [at for at in seen if at < max(unseen)]
+    assert len(between) <= 2 * guest.spec.cpus, (between, max(unseen))
 
 
 def lives(truth, documents=None):
