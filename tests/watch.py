@@ -37,16 +37,26 @@ def pse(
 
 
 class Watch:
-    """A running ``pse watch --json``; a context manager that ends it as Ctrl-C does."""
+    """A running ``pse watch --json``; a context manager that ends it as Ctrl-C does.
 
-    def __init__(self, *arguments: str) -> None:
+    It runs under the command ``prefix`` if there is one, in the directory ``cwd``, with ``env`` (or ours).
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        prefix: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> None:
         self.documents: list[dict[str, Any]] = []
         self._process = subprocess.Popen(
-            [*PSE, "watch", "--json", *arguments],
+            [*prefix, *PSE, "watch", "--json", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=env or environment(),
+            cwd=cwd,
         )
         self._errors: list[str] = []
         self._threads = [
@@ -107,6 +117,16 @@ class Watch:
         """How many tasks it says that it missed, at its end."""
         (count,) = re.findall(r"(\d+) tasks missed", self.errors)
         return int(count)
+
+    def shown(self, pid: int, kind: str, timeout: float = 60) -> dict[str, Any]:
+        """The first event of a process with this ``event.type``; waits for it."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            for document in list(self.documents):
+                if document["process"]["pid"] == pid and kind in document["event"]["type"]:
+                    return document
+            time.sleep(0.02)
+        raise AssertionError(f"no {kind} of process {pid} within {timeout:g} s: {self.errors}")
 
     def wait(self, timeout: float = 30) -> int:
         """Until it ends by itself; its exit status."""

@@ -23,7 +23,7 @@ from live.session import Session
 from tests.guest.fixtures import Boot
 from tests.guest.guest import Guest
 from tests.test_tasks import ours, rows, settled
-from tests.watch import environment, pse
+from tests.watch import Watch, environment, pse
 
 REFUSED = "The memory of QEMU may not be read."
 NOBODY = (
@@ -183,22 +183,19 @@ def test_an_unprivileged_user_sees_the_same(boot: Boot, public: Path, protocol: 
     assert {one for one in listed if one[1] in ("init", "kthreadd", "agent")} <= seen
     assert len(seen ^ listed) <= 4, seen ^ listed  # kernel workers come and go
     assert running(lab)
-    with subprocess.Popen(
-        [*command, "watch", str(path), "--mode", "poll", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd="/",
-    ) as watch:  # fmt: skip
-        assert watch.stderr is not None
-        said = watch.stderr.readline()  # attached: the first look is next
-        job = lab.start(["sh", "-c", "sleep 3; exit 3"])
+    with Watch(str(path), "--mode", "poll", prefix=NOBODY, env=env, cwd="/") as watch:
+        # A look takes a while: what it must not miss has to be there until it has been shown.
+        job = lab.start(["sh", "-c", "trap 'exit 3' TERM; echo ready; sleep 600; :"])
+        watch.shown(job.wait_pid(), "start")
+        while "ready" not in job.output:
+            assert job.status is None, job.output
+            time.sleep(0.02)
+        job.kill(signal.SIGTERM)
+        end = watch.shown(job.wait_pid(), "end")
         job.wait(60, check=False)
-        time.sleep(2)
-        watch.send_signal(signal.SIGINT)
-        out, errors = watch.communicate(timeout=60)
-    assert watch.returncode == 0, errors
-    assert "memory read through QEMU's gdb stub (the memory of process" in said
-    events = [json.loads(line) for line in out.splitlines()]
-    mine = [d for d in events if d["process"]["pid"] == job.wait_pid()]
-    assert [d["process"].get("exit_code") for d in mine if d["event"]["type"] == ["end"]][-1] == 3
+    assert watch.status == 0, watch.errors
+    assert "memory read through QEMU's gdb stub (the memory of process" in watch.errors
+    assert end["process"].get("exit_code") == 3
     assert running(lab)
     assert leftovers(lab) == []
     assert {one.name for one in public.iterdir()} <= {"monitor", "symbols", ".cache"}, "nothing is left"
