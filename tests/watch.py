@@ -39,19 +39,21 @@ def pse(
 class Watch:
     """A running ``pse watch --json``; a context manager that ends it as Ctrl-C does.
 
-    It runs under the command ``prefix`` if there is one, in the directory ``cwd``, with ``env`` (or ours).
+    Or another ``verb`` that shows events.  It runs under the command ``prefix`` if there is one, in the
+    directory ``cwd``, with ``env`` (or ours).
     """
 
     def __init__(
         self,
         *arguments: str,
+        verb: str = "watch",
         prefix: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
         cwd: str | None = None,
     ) -> None:
         self.documents: list[dict[str, Any]] = []
         self._process = subprocess.Popen(
-            [*prefix, *PSE, "watch", "--json", *arguments],
+            [*prefix, *PSE, verb, "--json", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -81,7 +83,7 @@ class Watch:
         while not self.documents:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._finish()
-                raise AssertionError(f"pse watch showed nothing: {self.errors}")
+                raise AssertionError(f"pse showed nothing: {self.errors}")
             time.sleep(0.02)
         time.sleep(0.2)
         return self
@@ -121,12 +123,13 @@ class Watch:
     def shown(self, pid: int, kind: str, timeout: float = 60) -> dict[str, Any]:
         """The first event of a process with this ``event.type``; waits for it."""
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        while True:
             for document in list(self.documents):
                 if document["process"]["pid"] == pid and kind in document["event"]["type"]:
                     return document
+            if time.monotonic() >= deadline:
+                raise AssertionError(f"no {kind} of process {pid} within {timeout:g} s: {self.errors}")
             time.sleep(0.02)
-        raise AssertionError(f"no {kind} of process {pid} within {timeout:g} s: {self.errors}")
 
     def wait(self, timeout: float = 30) -> int:
         """Until it ends by itself; its exit status."""

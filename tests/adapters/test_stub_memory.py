@@ -20,6 +20,7 @@ from live.adapters.qemu.gdbstub.memory import StubMemory
 from live.adapters.recording import open_recording
 from live.core.errors import MemoryFault, NotPermitted, TargetError
 from live.session import Session
+from tests.guest.channel import Job
 from tests.guest.fixtures import Boot
 from tests.guest.guest import Guest
 from tests.test_tasks import ours, rows, settled
@@ -54,6 +55,20 @@ def public() -> Iterator[Path]:
 
 def running(guest: Guest) -> bool:
     return bool(guest.qmp("query-status")["running"])
+
+
+def lasting(guest: Guest, code: int) -> Job:
+    """A process that ends with this code when it is told to (SIGTERM).
+
+    A look takes a while: what it must not miss has to be there until it has been shown.
+    """
+    job = guest.start(["sh", "-c", f"trap 'exit {code}' TERM; echo ready; sleep 600; :"])
+    deadline = time.monotonic() + 60
+    while "ready" not in job.output:
+        assert job.status is None, job.output
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return job
 
 
 def leftovers(guest: Guest) -> list[str]:
@@ -184,12 +199,8 @@ def test_an_unprivileged_user_sees_the_same(boot: Boot, public: Path, protocol: 
     assert len(seen ^ listed) <= 4, seen ^ listed  # kernel workers come and go
     assert running(lab)
     with Watch(str(path), "--mode", "poll", prefix=NOBODY, env=env, cwd="/") as watch:
-        # A look takes a while: what it must not miss has to be there until it has been shown.
-        job = lab.start(["sh", "-c", "trap 'exit 3' TERM; echo ready; sleep 600; :"])
+        job = lasting(lab, 3)
         watch.shown(job.wait_pid(), "start")
-        while "ready" not in job.output:
-            assert job.status is None, job.output
-            time.sleep(0.02)
         job.kill(signal.SIGTERM)
         end = watch.shown(job.wait_pid(), "end")
         job.wait(60, check=False)
@@ -254,16 +265,18 @@ def test_a_guest_in_another_pid_namespace_is_recorded_and_replayed(boot: Boot, t
     elsewhere = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
     shown = pse("ps", str(lab.monitor), prefix=elsewhere)
     assert shown.returncode == 0, shown.stderr
-    job = lab.start(["sh", "-c", "sleep 4; exit 4"])
-    options = ("--mode", "poll", "--keyframe-start", "--duration", "20", "--json")
-    made = pse("record", str(lab.monitor), "-o", str(tmp_path / "run.pse"), *options, prefix=elsewhere)
-    assert made.returncode == 0, made.stderr
+    job = lasting(lab, 4)
+    options = ("-o", str(tmp_path / "run.pse"), "--mode", "poll", "--keyframe-start", "--duration", "20")
+    with Watch(str(lab.monitor), *options, verb="record", prefix=elsewhere) as made:
+        made.shown(job.wait_pid(), "info")
+        job.kill(signal.SIGTERM)
+        assert made.wait(60) == 0, made.errors
     job.wait(check=False)
-    events = [json.loads(line) for line in made.stdout.splitlines()]
-    (end,) = [d for d in events if d["process"]["pid"] == job.wait_pid() and d["event"]["type"] == ["end"]]
+    end = made.shown(job.wait_pid(), "end", timeout=0)
     assert end["process"]["exit_code"] == 4
     replayed = pse("replay", str(tmp_path / "run.pse"), "--json")
-    assert (replayed.returncode, replayed.stdout) == (0, made.stdout)
+    assert replayed.returncode == 0
+    assert list(map(json.loads, replayed.stdout.splitlines())) == made.documents
     with open_recording(tmp_path / "run.pse") as recording:
         assert [step.still for step in recording.steps() if step.kind == "frame"] == [True]
     assert running(lab)

@@ -33,46 +33,48 @@ _POLL_MS = 200
 _UNREAD = 10
 """Polls in a row at which the stub has said something that the watcher does not read: 2 s.  (Counted, as a
 machine that stands still as a whole makes nobody late.)"""
+_ALIVE_S = 1.0
 _U64 = struct.Struct("<Q")
 DEADLINE_AT, TAKEN_AT, RESUMED_AT = 0, 8, 16
 """In the page: until when a stop is in order, whether we acted, how often the watcher let the guest run."""
 
 _STUB = "gdb"
 # What is written to a monitor.  The watcher may have died within a command: 0xff makes QMP's parser begin
-# anew (qmp-spec, "Guest agent/QMP synchronization"), and a newline ends what HMP has of it.
+# anew (qmp-spec, "Guest agent/QMP synchronization"), and a newline ends what HMP has of it.  HMP echoes what
+# it is told, so its answer is a number that is not asked for as it is printed.
 _CONT = {
     "qmp": (b'\xff{"execute": "cont", "id": "pse-guardian"}\n', b'"pse-guardian"'),
-    "hmp": (b"\ncont\ninfo status\n", b"VM status: running"),
+    "hmp": (b"\ncont\nprint /d 0x70736521\n", b"1886610721"),
 }
 
 
-def release_stub(stub: socket.socket) -> None:
-    """Interrupt and detach, whatever state the stub is in."""
-    stub.settimeout(1)
-    try:
-        stub.sendall(b"\x03")
-        time.sleep(0.05)  # a byte that arrives while the guest runs stops it, and is not looked at
-        stub.sendall(b"$D#44")
-        stub.settimeout(0.5)
-        while b"$OK#9a" not in stub.recv(4096):
-            pass
-    except OSError:
-        pass  # the guest is gone, or answered late: there is nothing else to be done
+def tell(shared: socket.socket, words: bytes, answer: bytes) -> None:
+    """Say it, and wait until QEMU has heard: it drops what a client that hung up has sent."""
+    heard = b""
+    shared.sendall(words)
+    while answer not in heard:
+        chunk = shared.recv(4096)
+        if not chunk:
+            return
+        heard = heard[-4096:] + chunk
 
 
-def release_monitor(monitor: socket.socket, command: bytes, answer: bytes) -> None:
-    """Let the guest go on, and wait until it does: QEMU drops what a client that hung up has sent."""
-    monitor.settimeout(1)
-    said = b""
+def release(shared: socket.socket, kind: str, *, alive: bool) -> None:
+    """Let the guest go, whatever state its stub or monitor is in.
+
+    A watcher that is ``alive`` may take the answer, so it is not waited for long; but it has not hung up, so
+    nothing is dropped.  After a dead one this waits as long as it takes, or until QEMU has ended.
+    """
+    shared.settimeout(_ALIVE_S if alive else None)
     try:
-        monitor.sendall(command)
-        while answer not in said:
-            chunk = monitor.recv(4096)
-            if not chunk:
-                return
-            said = said[-4096:] + chunk
+        if kind != _STUB:
+            tell(shared, *_CONT[kind])
+        else:
+            shared.sendall(b"\x03")
+            time.sleep(0.05)  # a byte that arrives while the guest runs stops it, and is not looked at
+            tell(shared, b"$D#44", b"$OK#9a")
     except OSError:
-        pass  # as above
+        pass  # the guest is gone, or answers late: there is nothing else to be done
 
 
 def over(pipe: int) -> bool:
@@ -118,15 +120,11 @@ def main(arguments: list) -> int:  # type: ignore[type-arg]  # runs on any Pytho
     number, pipe, page = (int(word) for word in arguments[1:])
     with socket.socket(fileno=number) as shared:
         wanted, hangs = watch(pipe, page, shared if kind == _STUB else None)
-        if not wanted:
+        if not wanted or (kind != _STUB and not _word(page, DEADLINE_AT)):
             return 0
-        if kind == _STUB:
-            release_stub(shared)
-        elif _word(page, DEADLINE_AT):
-            release_monitor(shared, *_CONT[kind])
-            if hangs:
-                over(pipe)
-                release_monitor(shared, *_CONT[kind])
+        release(shared, kind, alive=hangs)
+        if kind != _STUB and hangs:
+            release(shared, kind, alive=not over(pipe))
     return 0
 
 
