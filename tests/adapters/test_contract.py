@@ -142,7 +142,7 @@ def test_arming_while_a_trap_is_held(bench: Bench) -> None:
     bench.source.arm(TrapRequest(code=frozenset({fork, execute})))
     bench.source.arm(TrapRequest(code=frozenset({fork})))
     wait = bench.start(1)
-    trap = bench.source.wait(5)
+    trap = bench.source.wait(30)
     assert trap is not None
     assert trap.pc == fork
     bench.source.arm(TrapRequest(code=frozenset({execute})))
@@ -160,7 +160,7 @@ def test_no_trap_within_the_time(bench: Bench) -> None:
 def test_resuming_twice_or_late_is_harmless(bench: Bench) -> None:
     bench.source.arm(TrapRequest(code=frozenset({bench.addresses["wake_up_new_task"]})))
     wait = bench.start(1)
-    trap = bench.source.wait(5)
+    trap = bench.source.wait(30)
     assert trap is not None
     bench.source.resume(trap)
     bench.source.resume(trap)
@@ -172,12 +172,12 @@ def test_resuming_twice_or_late_is_harmless(bench: Bench) -> None:
 def test_closing_lets_a_held_guest_go_and_another_reader_can_come(bench: Bench) -> None:
     bench.source.arm(TrapRequest(code=frozenset({bench.addresses["wake_up_new_task"]})))
     wait = bench.start(1)
-    assert bench.source.wait(5) is not None
+    assert bench.source.wait(30) is not None
     bench.source.close()
     bench.source.close()
     started = time.monotonic()
     wait()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     again = bench.reopen()
     again.arm(TrapRequest(code=frozenset({bench.addresses["taskstats_exit"]})))
     assert drain(again, bench.start(1)) != []
@@ -198,7 +198,7 @@ def test_nothing_passes_a_fence(bench: Bench) -> None:
     fences = frozenset(map(fence, code - {bench.addresses["taskstats_exit"]}))
     bench.source.arm(TrapRequest(code=code, fences=fences, entries=entries(bench)))
     wait = bench.start(1)
-    trap = bench.source.wait(5)
+    trap = bench.source.wait(30)
     assert trap is not None
     assert trap.pc == bench.addresses["wake_up_new_task"]
     assert trap.held
@@ -216,7 +216,7 @@ def test_a_fence_has_a_limit_and_traps_go_on(bench: Bench) -> None:
     fences = frozenset({fence(fork)})
     bench.source.arm(TrapRequest(code=frozenset({fork}), fences=fences, entries=entries(bench)))
     wait = bench.start(0)
-    trap = bench.source.wait(5)
+    trap = bench.source.wait(30)
     assert trap is not None
     wait()  # nobody resumes
     assert bench.source.counters.hold_timeouts == 1
@@ -229,7 +229,7 @@ def test_a_fence_has_a_limit_and_traps_go_on(bench: Bench) -> None:
 def test_a_hold_has_a_limit_and_traps_go_on(bench: Bench) -> None:
     bench.source.arm(TrapRequest(code=frozenset({bench.addresses["wake_up_new_task"]})))
     wait = bench.start(0)  # one process: fork-exec itself
-    trap = bench.source.wait(5)
+    trap = bench.source.wait(30)
     assert trap is not None
     assert trap.held
     wait()  # nobody resumes
@@ -269,7 +269,7 @@ def test_the_guest_ends(mode: str, boot: Boot) -> None:
         assert attached.alive()
         guest.close()
         with pytest.raises(GuestGone, match="The guest has ended"):
-            source.wait(5)
+            source.wait(30)
         assert not attached.alive()
         with pytest.raises(GuestGone, match=r"has ended; start it to watch again\.$"):
             attached.status()

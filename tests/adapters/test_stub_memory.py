@@ -241,12 +241,12 @@ def test_killed_or_hanging_in_a_stop(boot: Boot, how: signal.Signals) -> None:
         os.kill(reader.pid, how)
         began = time.monotonic()
         while not running(lab):
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 30
             time.sleep(0.01)
         print(f"{how.name}: the guest ran after {1000 * (time.monotonic() - began):.0f} ms")
         reader.kill()
     assert lab.run(["true"]).status == 0
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while True:
         try:
             with Session(str(lab.monitor)) as session:
