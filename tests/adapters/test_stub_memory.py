@@ -266,13 +266,15 @@ def test_a_guest_in_another_pid_namespace_is_recorded_and_replayed(boot: Boot, t
     shown = pse("ps", str(lab.monitor), prefix=elsewhere)
     assert shown.returncode == 0, shown.stderr
     job = lasting(lab, 4)
-    options = ("-o", str(tmp_path / "run.pse"), "--mode", "poll", "--keyframe-start", "--duration", "20")
+    options = ("-o", str(tmp_path / "run.pse"), "--mode", "poll", "--keyframe-start")
     with Watch(str(lab.monitor), *options, verb="record", prefix=elsewhere) as made:
         made.shown(job.wait_pid(), "info")
         job.kill(signal.SIGTERM)
+        end = made.shown(job.wait_pid(), "end")
+        (recorder,) = Path(f"/proc/{made.pid}/task/{made.pid}/children").read_text().split()
+        os.kill(int(recorder), signal.SIGINT)  # unshare ignores it
         assert made.wait(60) == 0, made.errors
     job.wait(check=False)
-    end = made.shown(job.wait_pid(), "end", timeout=0)
     assert end["process"]["exit_code"] == 4
     replayed = pse("replay", str(tmp_path / "run.pse"), "--json")
     assert replayed.returncode == 0

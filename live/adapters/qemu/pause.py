@@ -53,10 +53,10 @@ class Pause:
     def _go_on(self) -> None:
         guard = self._guard
         if guard is not None and guard.taken():
-            # What was said to a gdb stub since may have stopped the guest once more: the guardian's is the
-            # last word, and QEMU has heard it when this returns.
+            # What was said to a gdb stub since may have stopped the guest once more.
             self._guard, self._lost = None, True
             guard.dismiss()
+            self._monitor.hmp("cont")
         elif guard is not None:
             self._monitor.hmp("cont")
             guard.running()

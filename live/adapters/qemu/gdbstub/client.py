@@ -134,9 +134,9 @@ class GdbClient:
             stop = parse_stop(self.receive(timeout))
         except TimeoutError:
             return None
-        if stop is None:
-            raise self._gone()
-        self.running = False
+        # Else it is what the stub says to the guardian, or that QEMU ends, whereupon it hangs up.
+        if stop is not None:
+            self.running = False
         return stop
 
     def resume(self, *before: bytes) -> None:

@@ -11,8 +11,8 @@ when a stop lasts far beyond its time, or is not even noticed (the watcher hangs
 * gdb stub: interrupt the guest (0x03; ignored while it stands) and detach, which removes every breakpoint and
   lets it run.
 * monitor: ``cont``, if the watcher had stopped the guest.  A pause by somebody else is not ours to end.
-  A watcher that hung may wake up, and stop the guest once more by what it still has to say to a gdb stub: so
-  ``cont`` is said again when it has found out, or is gone.
+* A watcher that hung may wake up, and stop the guest once more by what it still has to say to a gdb stub: so
+  ``cont`` is said again, by the watcher when it has found out; and by us, whatever we said, when it is gone.
 
 Standard library only, and little of it: it has to start in a few milliseconds.
 """
@@ -33,72 +33,91 @@ _POLL_MS = 200
 _UNREAD = 10
 """Polls in a row at which the stub has said something that the watcher does not read: 2 s.  (Counted, as a
 machine that stands still as a whole makes nobody late.)"""
-_ALIVE_S = 1.0
 _U64 = struct.Struct("<Q")
 DEADLINE_AT, TAKEN_AT, RESUMED_AT = 0, 8, 16
 """In the page: until when a stop is in order, whether we acted, how often the watcher let the guest run."""
 
 _STUB = "gdb"
-# What is written to a monitor.  The watcher may have died within a command: 0xff makes QMP's parser begin
-# anew (qmp-spec, "Guest agent/QMP synchronization"), and a newline ends what HMP has of it.  HMP echoes what
-# it is told, so its answer is a number that is not asked for as it is printed.
+# What is written to a monitor, and the end of its answer.  HMP echoes what it is told, so it is asked for a
+# number that it prints otherwise.
 _CONT = {
-    "qmp": (b'\xff{"execute": "cont", "id": "pse-guardian"}\n', b'"pse-guardian"'),
-    "hmp": (b"\ncont\nprint /d 0x70736521\n", b"1886610721"),
+    "qmp": (b'{"execute": "cont", "id": "pse-guardian"}\n', b'"pse-guardian"'),
+    "hmp": (b"cont\nprint /d 0x70736521\n", b"1886610721\r\n(qemu) "),
 }
+# The watcher may have died within a command: 0xff makes QMP's parser begin anew (qmp-spec, "Guest agent/QMP
+# synchronization"), and a newline ends what HMP has of it.  To one that lives this would be an error.
+_DEAD = {"qmp": b"\xff", "hmp": b"\n"}
 
 
-def tell(shared: socket.socket, words: bytes, answer: bytes) -> None:
-    """Say it, and wait until QEMU has heard: it drops what a client that hung up has sent."""
+class Pipe:
+    """What the watcher's end of the pipe tells."""
+
+    def __init__(self, number: int) -> None:
+        """Nothing has been said."""
+        self.number = number
+        self.dead = self.farewell = False
+
+    def over(self) -> bool:
+        """Wait for its end, or what is in it; True if the watcher did not say farewell."""
+        if not self.dead and not self.farewell:
+            self.farewell = os.read(self.number, 1) == FAREWELL
+            self.dead = not self.farewell
+        return self.dead
+
+
+def tell(shared: socket.socket, pipe: Pipe, words: bytes, answer: bytes) -> None:
+    """Say it, and wait until QEMU has heard: it drops what a client that hung up has sent.
+
+    However long that takes, unless QEMU ends, or a watcher that lived wakes up and says farewell, or dies.
+    """
+    select.select([], [shared], [])
+    shared.send(words)
+    readable = [shared.fileno()] if pipe.dead else [shared.fileno(), pipe.number]
     heard = b""
-    shared.sendall(words)
     while answer not in heard:
-        chunk = shared.recv(4096)
+        ready = select.select(readable, [], [])[0]
+        if pipe.number in ready:
+            return
+        try:
+            chunk = shared.recv(4096, socket.MSG_DONTWAIT)
+        except BlockingIOError:  # the watcher woke up, and took it
+            continue
         if not chunk:
             return
         heard = heard[-4096:] + chunk
 
 
-def release(shared: socket.socket, kind: str, *, alive: bool) -> None:
-    """Let the guest go, whatever state its stub or monitor is in.
-
-    A watcher that is ``alive`` may take the answer, so it is not waited for long; but it has not hung up, so
-    nothing is dropped.  After a dead one this waits as long as it takes, or until QEMU has ended.
-    """
-    shared.settimeout(_ALIVE_S if alive else None)
+def release(shared: socket.socket, pipe: Pipe, kind: str) -> None:
+    """Let the guest go, whatever state its stub or monitor is in."""
     try:
         if kind != _STUB:
-            tell(shared, *_CONT[kind])
+            words, answer = _CONT[kind]
+            tell(shared, pipe, (_DEAD[kind] if pipe.dead else b"") + words, answer)
         else:
-            shared.sendall(b"\x03")
+            shared.send(b"\x03")
             time.sleep(0.05)  # a byte that arrives while the guest runs stops it, and is not looked at
-            tell(shared, b"$D#44", b"$OK#9a")
+            tell(shared, pipe, b"$D#44", b"$OK#9a")
     except OSError:
-        pass  # the guest is gone, or answers late: there is nothing else to be done
+        pass  # QEMU has ended
 
 
-def over(pipe: int) -> bool:
-    """Wait for the pipe's end, or what is in it; True if the watcher did not say farewell."""
-    return os.read(pipe, 1) != FAREWELL
-
-
-def watch(pipe: int, page: int, stub: "socket.socket | None") -> tuple[bool, bool]:
-    """Wait for the end: whether there is something to do, and whether the watcher is still there, hanging.
+def watch(pipe: Pipe, page: int, stub: "socket.socket | None") -> bool:
+    """Wait for the end: whether there is something to do.
 
     ``stub``: the stub's socket, if there is one.
     """
     poller = select.poll()
-    poller.register(pipe, select.POLLIN)
+    poller.register(pipe.number, select.POLLIN)
     unread, resumed = 0, -1
     while True:
         if poller.poll(_POLL_MS):
-            return over(pipe), False
+            return pipe.over()
         before, resumed = resumed, _word(page, RESUMED_AT)
         unread = unread + 1 if stub and said(stub) and resumed == before else 0
         deadline = _word(page, DEADLINE_AT)
         if unread >= _UNREAD or (deadline and time.monotonic_ns() > deadline + GRACE_NS):
             os.pwrite(page, _U64.pack(1), TAKEN_AT)
-            return True, True
+            return True
 
 
 def said(stub: socket.socket) -> bool:
@@ -117,14 +136,16 @@ def _word(page: int, at: int) -> int:
 def main(arguments: list) -> int:  # type: ignore[type-arg]  # runs on any Python 3, as it is
     """Arguments: what the socket is of (gdb, qmp, hmp); descriptors of the socket, the pipe, the page."""
     kind = arguments[0]
-    number, pipe, page = (int(word) for word in arguments[1:])
+    number, pipe, page = int(arguments[1]), Pipe(int(arguments[2])), int(arguments[3])
     with socket.socket(fileno=number) as shared:
-        wanted, hangs = watch(pipe, page, shared if kind == _STUB else None)
-        if not wanted or (kind != _STUB and not _word(page, DEADLINE_AT)):
+        if not watch(pipe, page, shared if kind == _STUB else None):
             return 0
-        release(shared, kind, alive=hangs)
-        if kind != _STUB and hangs:
-            release(shared, kind, alive=not over(pipe))
+        if kind != _STUB and not _word(page, DEADLINE_AT):
+            return 0
+        hung = not pipe.dead
+        release(shared, pipe, kind)
+        if hung and pipe.over():
+            release(shared, pipe, kind)
     return 0
 
 

@@ -185,11 +185,7 @@ class GdbSource:
             if self._foreign and not self._regain(timeout):
                 return None
             if self._client.running:
-                try:
-                    stop = self._client.wait_stop(timeout)
-                except GuestGone:
-                    self._check()  # what the stub says to the guardian
-                    raise
+                stop = self._client.wait_stop(timeout)
                 if stop is None:
                     return None
                 self._foreign = stop.signal != _TRAP_SIGNAL
