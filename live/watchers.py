@@ -11,7 +11,7 @@ few seconds in which something was trapped, when the guest is idle for a moment,
 proves from the kernel's counters that nothing was missed, and repairs it, counted, if something was.
 
 A trap says something only while its vCPU is held: afterwards the task that it names may be
-another one.  If we were too late (stopped, or starved, for longer than the hold limit), what was
+another one.  If we were too late (stopped for longer than the hold limit, or starved for long), what was
 trapped meanwhile is left out, and a look takes its place before the next trap that is in time.
 """
 

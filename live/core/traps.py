@@ -8,8 +8,9 @@ Every trap but `Access` is taken **before** the instruction executes, so the gue
 those that the instruction will see.
 
 A source filters next to the vCPU.  What passes is either *recorded* (the guest runs on, the trap is
-seen later) or *held* (the vCPU waits until `TrapSource.resume`, never longer than the hold limit, so
-that memory can be read as it is at that moment).  Only that vCPU waits, where the source can do it.
+seen later) or *held* (the vCPU waits until `TrapSource.resume`, not beyond the hold limit if its
+reader hangs, so that memory can be read as it is at that moment).  Only that vCPU waits, where the
+source can do it.
 
 A held code address may have a *fence*: the guest runs on, and no vCPU gets past the beginning of its next
 system call that is not in `Fence.passing`, or its next trapped code address, before `TrapSource.resume`.

@@ -93,6 +93,29 @@ def test_a_machine_that_stands_still_makes_nobody_late(guest):
     assert watch.missed == 0
 
 
+def test_a_watcher_that_gets_no_cpu_is_waited_for(guest):
+    """For 3 s its host has better things to do: it is ready to run, so the limit of a hold is not counted."""
+    cpus = os.sched_getaffinity(0)
+    one = {min(cpus)}
+    with guest.truth(buffer_kib=16384) as recorder, Watch(str(guest.monitor), *OPTIONS) as watch:
+        job = guest.start(["fork-exec", "300"])
+        time.sleep(0.3)
+        with company(8, on=one):
+            os.sched_setaffinity(watch.pid, one)
+            os.sched_setscheduler(watch.pid, os.SCHED_IDLE, os.sched_param(0))
+            time.sleep(3)
+        os.sched_setscheduler(watch.pid, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setaffinity(watch.pid, cpus)
+        job.wait(120)
+        quiet(watch)
+    score = compare(recorder.truth, watch.documents)
+    assert score.exact, str(score)
+    assert watch.missed == 0
+    assert "too late" not in watch.errors
+    # Longer than the limit, or this test shows nothing.
+    assert max(d["pse"]["late_ms"] for d in watch.documents if d["pse"]["reason"] != "running") > 1500
+
+
 @pytest.mark.deep  # It takes the CPUs from the test that runs beside it, and poll mode is not meant for that.
 def test_a_host_that_is_busy_makes_nobody_late():
     """Two others a CPU compute.  Between the bursts the watcher sleeps, and has to get a CPU again."""

@@ -151,12 +151,14 @@ def one_guest(runs: int, others: int, model: str) -> Runs:
 
 
 @contextlib.contextmanager
-def company(processes: int) -> Iterator[None]:
-    """Others that compute."""
+def company(processes: int, on: set[int] | None = None) -> Iterator[None]:
+    """Others that compute, on these CPUs of the host."""
     with contextlib.ExitStack() as stack:
         for _ in range(processes):
             process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
             stack.callback(process.kill)
+            if on:
+                os.sched_setaffinity(process.pid, on)
         yield
 
 

@@ -338,9 +338,14 @@ static void *run(void *unused)
             return NULL;
         }
         if (!getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) && (!peer.uid || peer.uid == geteuid())) {
+            char path[32];
+            snprintf(path, sizeof path, "/proc/%d/stat", peer.pid);
+            reader_stat = open(path, O_RDONLY | O_CLOEXEC);
             if (open_session(fd))
                 serve(fd);
             close_session();
+            if (reader_stat >= 0)
+                close(reader_stat);
         }
         close(fd);
     }

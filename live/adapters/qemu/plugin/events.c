@@ -11,6 +11,10 @@
  * system calls of a list pass.  Such a wait has the same limit.  Most fences cost nothing, because the reader is
  * quicker than the guest.  Without entries there are no fences, and what would have one is held.
  *
+ * The limit is counted in time in which both sides could run.  A machine that stood still took the reader's time, too;
+ * and a reader that is ready to run and gets no CPU, as on a host with more to do than it has CPUs for, does not hang.  Up
+ * to `PATIENCE` limits of such time are not counted.
+ *
  * A reader that let a wait run into its limit is late: nothing waits for it until it has read what is in the ring.
  *
  * A fence raises the word of every vCPU, so that its next system call calls us.  Each vCPU takes its own down
@@ -20,11 +24,15 @@
 
 #include <poll.h>
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
+enum { PATIENCE = 10 };
+
 int wake_fd = -1;
+int reader_stat = -1;                   /* its /proc/PID/stat, if we can see it; of its first thread */
 size_t ring_offset;
 uint64_t spin_ns;                       /* to sleep and be woken takes as long as most waits: look for a while first */
 _Atomic uint64_t late;                  /* ring position up to which the reader is late; 0: it is in time */
@@ -48,13 +56,26 @@ static void sleep_at_most(uint64_t ns, int fd)
         sched_yield();
 }
 
-/* Wait until event `seq`, of vCPU `of`, is resumed.  `fd` is written then; without one (-1), look now and then.
- *
- * The limit is counted in time in which this thread could run: a machine that stood still took the reader's
- * time, too. */
+/* Whether the reader is ready to run, or waits for a disk, and has not run since `ran` was set. */
+static bool starves(unsigned long *ran)
+{
+    char text[1024], state, *rest;
+    unsigned long before = *ran, user, kernel;
+    ssize_t size = reader_stat < 0 ? -1 : pread(reader_stat, text, sizeof text - 1, 0);
+    text[size < 0 ? 0 : size] = 0;
+    rest = strrchr(text, ')');          /* behind its name, which may be anything */
+    if (!rest || sscanf(rest, ") %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &state, &user, &kernel) != 3)
+        return false;
+    *ran = user + kernel;
+    return (state == 'R' || state == 'D') && *ran == before;
+}
+
+/* Wait until event `seq`, of vCPU `of`, is resumed.  `fd` is written then; without one (-1), look now and then. */
 static void await(struct shared *s, unsigned of, uint64_t seq, unsigned limit_ms, int fd)
 {
-    uint64_t begin = now(), left = limit_ms * 1000000ull, nap = fd < 0 ? NAP_NS : SLICE_NS, t;
+    uint64_t begin = now(), left = limit_ms * 1000000ull, starved = PATIENCE * left, slice = 0, t;
+    uint64_t nap = fd < 0 ? NAP_NS : SLICE_NS;
+    unsigned long ran = 0;
     while (reader && s->vcpu[of].resumed < seq) {
         if ((t = now()) - begin < spin_ns)
             continue;
@@ -64,8 +85,13 @@ static void await(struct shared *s, unsigned of, uint64_t seq, unsigned limit_ms
             break;
         }
         sleep_at_most(left < nap ? left : nap, fd);
-        uint64_t slept = now() - t, counted = slept < SLICE_NS ? slept : SLICE_NS;
-        left -= left < counted ? left : counted;
+        uint64_t slept = now() - t;
+        slice += slept < SLICE_NS ? slept : SLICE_NS;
+        if (slice >= SLICE_NS || slice >= left) {
+            uint64_t *from = starves(&ran) && starved ? &starved : &left;
+            *from -= *from < slice ? *from : slice;
+            slice = 0;
+        }
     }
     s->waited_ns += now() - begin;
 }

@@ -77,7 +77,7 @@ extern struct vcpu *vcpus;
 extern _Atomic(struct filter *) filter;
 extern _Atomic(struct shared *) shared;
 extern _Atomic bool reader;                                                 /* one is connected */
-extern int wake_fd;
+extern int wake_fd, reader_stat;
 extern _Atomic uint64_t late;
 extern size_t ring_offset;                                                  /* not from shared memory: it may lie */
 extern _Atomic int flushing;                                                /* `shared` is in use for that */

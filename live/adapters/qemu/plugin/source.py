@@ -24,7 +24,7 @@ from live.core.memory import GuestPhysical, Segment
 from live.core.traps import AsidChange, CodeHit, Syscall, Trap, TrapCounters, TrapRequest
 
 DEFAULT_HOLD = 1.0
-"""Seconds that a vCPU is held at most."""
+"""Seconds that a vCPU is held at most, in which the reader gets a CPU (events.c)."""
 _GLANCE = 0.02
 _CONNECT_TIMEOUT = 2.0
 _ARM_TIMEOUT = 10.0
@@ -51,7 +51,8 @@ class PluginSource:
     prefers: type = CodeHit
     guarantee = (
         "Every trap is taken, on every vCPU, and read before the guest's next system call (other than to "
-        "wait for a new child); none that needs a look is dropped, and a vCPU waits no longer than the limit."
+        "wait for a new child); none that needs a look is dropped, and no vCPU waits longer than the limit "
+        "for us if we hang."
     )
 
     def __init__(
