@@ -51,7 +51,7 @@ def measure(
     """Watch while the commands run in the guest, one after another."""
     began = time.monotonic()
     options = ("--mode", mode, "--interval", str(interval_ms), "--kernel-threads")
-    with guest.truth(buffer_kib=buffer_kib) as recorder, Watch(str(guest.monitor), *options) as watch:
+    with Watch(str(guest.monitor), *options) as watch, guest.truth(buffer_kib=buffer_kib) as recorder:
         for command in commands:
             guest.start(command if isinstance(command, str) else list(command)).wait(timeout, check=False)
         time.sleep(SETTLE_S)
