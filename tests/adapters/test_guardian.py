@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -23,7 +22,7 @@ KINDS = {
 """What it says, and what QEMU answers."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def orphaned(kind: str) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """A guardian whose watcher was killed in a stop, and QEMU's end of the socket."""
     page = os.memfd_create("page")

@@ -49,34 +49,17 @@ _CONT = {
 _DEAD = {"qmp": b"\xff", "hmp": b"\n"}
 
 
-class Pipe:
-    """What the watcher's end of the pipe tells."""
-
-    def __init__(self, number: int) -> None:
-        """Nothing has been said."""
-        self.number = number
-        self.dead = self.farewell = False
-
-    def over(self) -> bool:
-        """Wait for its end, or what is in it; True if the watcher did not say farewell."""
-        if not self.dead and not self.farewell:
-            self.farewell = os.read(self.number, 1) == FAREWELL
-            self.dead = not self.farewell
-        return self.dead
-
-
-def tell(shared: socket.socket, pipe: Pipe, words: bytes, answer: bytes) -> None:
+def tell(shared: socket.socket, words: bytes, answer: bytes, alive: "int | None") -> None:
     """Say it, and wait until QEMU has heard: it drops what a client that hung up has sent.
 
-    However long that takes, unless QEMU ends, or a watcher that lived wakes up and says farewell, or dies.
+    However long that takes, unless QEMU ends, or the watcher (``alive``: its pipe) says farewell, or dies.
     """
     select.select([], [shared], [])
     shared.send(words)
-    readable = [shared.fileno()] if pipe.dead else [shared.fileno(), pipe.number]
+    readable = [shared.fileno()] if alive is None else [shared.fileno(), alive]
     heard = b""
     while answer not in heard:
-        ready = select.select(readable, [], [])[0]
-        if pipe.number in ready:
+        if alive in select.select(readable, [], [])[0]:
             return
         try:
             chunk = shared.recv(4096, socket.MSG_DONTWAIT)
@@ -87,37 +70,42 @@ def tell(shared: socket.socket, pipe: Pipe, words: bytes, answer: bytes) -> None
         heard = heard[-4096:] + chunk
 
 
-def release(shared: socket.socket, pipe: Pipe, kind: str) -> None:
-    """Let the guest go, whatever state its stub or monitor is in."""
+def release(shared: socket.socket, kind: str, alive: "int | None") -> None:
+    """Let the guest go, whatever state its stub or monitor is in.  ``alive``: as above; None: it has died."""
     try:
         if kind != _STUB:
             words, answer = _CONT[kind]
-            tell(shared, pipe, (_DEAD[kind] if pipe.dead else b"") + words, answer)
+            tell(shared, (_DEAD[kind] if alive is None else b"") + words, answer, alive)
         else:
             shared.send(b"\x03")
             time.sleep(0.05)  # a byte that arrives while the guest runs stops it, and is not looked at
-            tell(shared, pipe, b"$D#44", b"$OK#9a")
+            tell(shared, b"$D#44", b"$OK#9a", alive)
     except OSError:
         pass  # QEMU has ended
 
 
-def watch(pipe: Pipe, page: int, stub: "socket.socket | None") -> bool:
-    """Wait for the end: whether there is something to do.
+def over(pipe: int) -> bool:
+    """Wait for the pipe's end, or what is in it; True if the watcher did not say farewell."""
+    return os.read(pipe, 1) != FAREWELL
+
+
+def watch(pipe: int, page: int, stub: "socket.socket | None") -> tuple[bool, bool]:
+    """Wait for the end: whether there is something to do, and whether the watcher is still there, hanging.
 
     ``stub``: the stub's socket, if there is one.
     """
     poller = select.poll()
-    poller.register(pipe.number, select.POLLIN)
+    poller.register(pipe, select.POLLIN)
     unread, resumed = 0, -1
     while True:
         if poller.poll(_POLL_MS):
-            return pipe.over()
+            return over(pipe), False
         before, resumed = resumed, _word(page, RESUMED_AT)
         unread = unread + 1 if stub and said(stub) and resumed == before else 0
         deadline = _word(page, DEADLINE_AT)
         if unread >= _UNREAD or (deadline and time.monotonic_ns() > deadline + GRACE_NS):
             os.pwrite(page, _U64.pack(1), TAKEN_AT)
-            return True
+            return True, True
 
 
 def said(stub: socket.socket) -> bool:
@@ -136,16 +124,14 @@ def _word(page: int, at: int) -> int:
 def main(arguments: list) -> int:  # type: ignore[type-arg]  # runs on any Python 3, as it is
     """Arguments: what the socket is of (gdb, qmp, hmp); descriptors of the socket, the pipe, the page."""
     kind = arguments[0]
-    number, pipe, page = int(arguments[1]), Pipe(int(arguments[2])), int(arguments[3])
+    number, pipe, page = (int(word) for word in arguments[1:])
     with socket.socket(fileno=number) as shared:
-        if not watch(pipe, page, shared if kind == _STUB else None):
+        wanted, hangs = watch(pipe, page, shared if kind == _STUB else None)
+        if not wanted or (kind != _STUB and not _word(page, DEADLINE_AT)):
             return 0
-        if kind != _STUB and not _word(page, DEADLINE_AT):
-            return 0
-        hung = not pipe.dead
-        release(shared, pipe, kind)
-        if hung and pipe.over():
-            release(shared, pipe, kind)
+        release(shared, kind, pipe if hangs else None)
+        if hangs and over(pipe):
+            release(shared, kind, None)
     return 0
 
 
