@@ -19,6 +19,9 @@ set, else the leader's ``exit_code``. Both are final when the last thread passes
 ``sched_process_exec`` is recorded too: it knows the file name. Other events are recorded on request, as text.
 
 Starting and stopping the record starts no process in the guest: the command channel writes the switch itself.
+When a record ends, its probes and events stay switched on, and only the ring buffer does not take them any
+more.  The kernel patches its code to switch them, and a guest of QEMU may hang if another vCPU runs that code
+(patching.py shows it).
 
 Known warts
 -----------
@@ -242,6 +245,7 @@ class Recorder:
         self._others = tuple(events)
         self._buffer = buffer_kib
         self._truth: Truth | None = None
+        self._missed_before = 0
 
     @property
     def truth(self) -> Truth:
@@ -250,16 +254,20 @@ class Recorder:
         return self._truth
 
     def __enter__(self) -> Recorder:
-        enable = "".join(f"echo 1 > events/{name}/enable; " for name in self._events())
         self._guest.run(
-            f"set -e; cd {_TRACING}; echo 0 > tracing_on; echo 0 > events/enable; echo > kprobe_events; "
+            f"set -e; cd {_TRACING}; echo 0 > tracing_on; "
             # The kernel does not allocate anew what has the right size already.
             f"echo {self._buffer} > buffer_size_kb; "
             "echo boot > trace_clock; echo > trace; echo 0 > options/irq-info"
         )
-        for line in self._probes:
-            self._guest.push(line.encode(), f"{_TRACING}/kprobe_events")
-        self._guest.run(f"set -e; cd {_TRACING}; {enable}:")
+        if not self._read("kprobe_events"):
+            for line in self._probes:
+                self._guest.push(line.encode(), f"{_TRACING}/kprobe_events")
+        self._missed_before = _missed(self._read("kprobe_profile"))
+        recorded, wanted = set(self._read("set_event").replace(":", "/").split()), set(self._events())
+        switches = [f"echo 0 > events/{name}/enable; " for name in sorted(recorded - wanted)]
+        switches += [f"echo 1 > events/{name}/enable; " for name in sorted(wanted - recorded)]
+        self._guest.run(f"set -e; cd {_TRACING}; {''.join(switches)}:")
         self._switch("1")
         return self
 
@@ -267,12 +275,13 @@ class Recorder:
         if kind is not None:
             return  # what went wrong matters more, and the guest may be gone
         self._switch("0")
-        counts = self._guest.run(f"cd {_TRACING}; cat per_cpu/cpu*/stats; cat kprobe_profile").output
+        counts = self._read("per_cpu/cpu*/stats")
+        missed = _missed(self._read("kprobe_profile")) - self._missed_before
         packed = self._guest.start(f"gzip -1 -c {_TRACING}/trace").wait(600).data
-        self._guest.run(f"cd {_TRACING}; echo 0 > events/enable; echo > trace")
+        self._guest.run(f"echo > {_TRACING}/trace")
         text = zlib.decompress(packed, wbits=31).decode(errors="surrogateescape")
         events = tuple(parse(text))
-        expected = _recorded(counts, self._buffer)
+        expected = _recorded(counts, missed, self._buffer)
         if len(text.splitlines()) - text.count("\n#") - text.startswith("#") != expected:
             raise TruthLost(
                 f"the trace has {len(text.splitlines())} lines for {expected} events: record it again"
@@ -283,6 +292,9 @@ class Recorder:
         yield "sched/sched_process_exec"
         yield from self._others
         yield from (f"pse/{name}" for name in _PROBES)
+
+    def _read(self, name: str) -> str:
+        return self._guest.run(f"cat {_TRACING}/{name}").output
 
     def _switch(self, value: str) -> None:
         self._guest.push(value.encode(), f"{_TRACING}/tracing_on")
@@ -307,11 +319,14 @@ def members() -> list[str]:
     return sorted({name for _, fields in _PROBES.values() for _, _, path in fields for name in path[1:]})
 
 
-def _recorded(counts: str, buffer_kib: int) -> int:
+def _missed(profile: str) -> int:
+    """How many times a probe was passed and could not be recorded, since it was made."""
+    return sum(int(n) for n in re.findall(r"(?m)^\s*\S+\s+\d+\s+(\d+)\s*$", profile))
+
+
+def _recorded(counts: str, missed: int, buffer_kib: int) -> int:
     """How many events the ring buffers hold, by their own count; raises TruthLost if any was lost."""
     lost = sum(int(n) for n in re.findall(r"(?m)^(?:overrun|commit overrun|dropped events): (\d+)", counts))
-    missed = sum(int(n) for n in re.findall(r"(?m)^\s*pse\S*\s+\d+\s+(\d+)\s*$", counts))
-    missed += sum(int(n) for n in re.findall(r"(?m)^\s*(?:new|exec|exit)\s+\d+\s+(\d+)\s*$", counts))
     if lost or missed:
         raise TruthLost(
             f"the guest's trace lost {lost} events and missed {missed} probes with {buffer_kib} KiB a CPU: "
