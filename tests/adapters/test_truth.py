@@ -33,6 +33,7 @@ pytestmark = pytest.mark.parametrize(
         (1, "qemu64"),
         (2, INTEL),
         pytest.param(1, INTEL, marks=pytest.mark.deep),
+        pytest.param(2, "qemu64", marks=pytest.mark.deep),
         pytest.param(4, "qemu64", marks=pytest.mark.deep),
         pytest.param(4, INTEL, marks=pytest.mark.deep),
     ],
