@@ -1,6 +1,4 @@
-"""Whether a guest hangs by QEMU's own fault when its kernel patches code that other vCPUs run.
-
-    python -m tests.guest.patching [MINUTES]
+"""``python -m tests.guest.patching``: a kernel that patches code which other vCPUs run may hang in QEMU.
 
 There is no plugin and no watcher.  Trace events that the scheduler meets all the time are switched on and
 off.  The kernel patches its code for that: it puts an int3 over an instruction, changes the rest of it, and
@@ -16,6 +14,7 @@ is told ``one-insn-per-tb on``, which has all code made anew.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import time
@@ -53,7 +52,14 @@ def _where(guest: Guest) -> str:
 
 
 def main() -> int:
-    until = time.monotonic() + 60 * float(sys.argv[1] if len(sys.argv) > 1 else 10)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.guest.patching",
+        description=__doc__,
+        epilog="Exit status: 1 if it hung.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("minutes", nargs="?", type=float, default=10, help="how long to try (default: 10)")
+    until = time.monotonic() + 60 * parser.parse_args().minutes
     rounds = 0
     with Guest(GuestSpec(cpus=4)) as guest:
         guest.run("echo 0 > /sys/kernel/tracing/tracing_on")
