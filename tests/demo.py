@@ -15,7 +15,7 @@ from pathlib import Path
 from live.adapters.qemu.plugin import build
 from live.core.errors import PseError
 from tests.guest import Guest, GuestSpec
-from tests.guest.errors import GuestError
+from tests.guest.command import run_command
 
 SECONDS = 20
 # By their paths: busybox's shell runs what it knows by name as /proc/self/exe, and the name would be "exe".
@@ -60,9 +60,6 @@ def main() -> int:
             command = ["watch", str(guest.monitor), "--duration", str(SECONDS), "--new"]
             say(f"pse {' '.join(command)}")
             status = subprocess.run([sys.executable, "-m", "live.cli", *command], check=False).returncode
-    except GuestError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         status = 0
     say("The guest has been ended; nothing is left running.")
@@ -70,4 +67,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -10,7 +10,6 @@ import argparse
 import gc
 import json
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from tests.accuracy import matrix, poll
 from tests.accuracy.campaign import Result, run_case
 from tests.accuracy.poll import Recall
 from tests.accuracy.report import markdown
+from tests.guest.command import run_command
 from tests.guest.errors import LabError
 
 _TRIES = 2
@@ -34,8 +34,6 @@ def main(argv: list[str] | None = None) -> int:
     # A full collection over all documents takes a second, in which nobody would read what pse watch writes,
     # and it would stand, and the guest with it.
     gc.disable()
-    # A shell's background job ignores SIGINT, and so would `pse watch`, which is ended with it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     cpus = options.cpus or ([1] if options.quick else [1, 2, 4])
     pti = [word == "on" for word in options.pti or (["off"] if options.quick else ["off", "on"])]
     modes = options.mode or list(MODES)
@@ -116,4 +114,4 @@ def _keep(file: Path | None, kind: str, document: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

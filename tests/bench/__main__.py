@@ -11,6 +11,7 @@ import pkgutil
 import sys
 
 from tests import bench
+from tests.guest.command import run_command
 
 
 def main(names: list[str]) -> int:
@@ -35,4 +36,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main, sys.argv[1:])

@@ -32,6 +32,7 @@ from pathlib import Path
 from live.adapters.qemu.plugin import build
 from live.session import Session
 from tests.bench.overhead import WARM, WORKLOADS, fastest_quarter, interval, once, progress
+from tests.guest.command import run_command
 from tests.guest.guest import Guest
 from tests.guest.spec import GuestSpec
 
@@ -123,4 +124,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, sys.argv[1:])

@@ -22,6 +22,7 @@ from live.session import Session
 from live.stepper import Stepper
 from tests.accuracy.run import trappable
 from tests.guest import Guest, GuestSpec
+from tests.guest.command import run_command
 
 WATCHES = {
     "plugin": ("plugin", True, 500),
@@ -156,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

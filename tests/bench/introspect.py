@@ -17,6 +17,7 @@ from live.session import Session
 from live.stepper import Stepper
 from symbols.cache import Cache
 from tests.guest import Guest, GuestSpec
+from tests.guest.command import run_command
 
 TASKS = 107
 _LISTING = """
@@ -105,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -47,6 +47,7 @@ from live.adapters.qemu.modes import choose
 from live.adapters.qemu.plugin import build
 from live.core.memory import GuestVirtual
 from live.core.traps import Action, TrapRequest
+from tests.guest.command import run_command
 from tests.guest.guest import Guest
 from tests.guest.spec import GuestSpec
 from tests.watch import PSE, environment
@@ -408,4 +409,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["reader"]:
         reader(*sys.argv[2:5])
     else:
-        main(sys.argv[1:])
+        run_command(main, sys.argv[1:])

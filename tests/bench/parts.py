@@ -41,6 +41,7 @@ from live.session import Session
 from live.stepper import Stepper
 from tests.accuracy.run import trappable
 from tests.bench.overhead import WARM, WORKLOADS, fastest_quarter, interval, once, progress
+from tests.guest.command import run_command
 from tests.guest.spec import GuestSpec
 
 COMMAND = "200 fork + exec"
@@ -207,4 +208,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["reader"]:
         reader(sys.argv[2])
     else:
-        main(sys.argv[1:])
+        run_command(main, sys.argv[1:])

@@ -15,6 +15,7 @@ from live.introspect.layout import SymbolTable
 from live.introspect.linux import LinuxKernel
 from live.recording.replay import Replay
 from live.stepper import Stepper
+from tests.guest.command import run_command
 from tests.recording.build import Lab
 from tests.watch import environment
 
@@ -126,4 +127,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,7 @@ import rich.console
 import rich.table
 
 from tests.guest import Guest, GuestSpec
+from tests.guest.command import run_command
 from tests.volplugins import scene
 
 REPEAT = 3
@@ -109,4 +110,4 @@ def print_tables(image: str, pakunoda: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    run_command(main, *sys.argv[1:3])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
+import contextlib
 from pathlib import Path
 
 from . import kernels
-from .errors import LabError
+from .command import run_command
 from .guest import Guest
 from .spec import GuestSpec
 
@@ -65,29 +64,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = _parser().parse_args()
-    # A terminated lab cleans up like an interrupted one; a shell's background job ignores SIGINT otherwise.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        if options.command == "fetch":
-            for name in kernels.KERNELS:
-                image = kernels.fetch(name)
-                print(f"{name:6} {image.release:32} {image.vmlinuz}")
+    if options.command == "fetch":
+        for name in kernels.KERNELS:
+            image = kernels.fetch(name)
+            print(f"{name:6} {image.release:32} {image.vmlinuz}")
+        return 0
+    with Guest(_spec(options)) as guest:
+        for line in options.run:
+            print(guest.run(line).output, end="")
+        if options.command == "dump":
+            guest.stop()
+            dump = guest.dump_elf if options.output.suffix == ".elf" else guest.dump_raw
+            print(dump(options.output))
             return 0
-        with Guest(_spec(options)) as guest:
-            for line in options.run:
-                print(guest.run(line).output, end="")
-            if options.command == "dump":
-                guest.stop()
-                dump = guest.dump_elf if options.output.suffix == ".elf" else guest.dump_raw
-                print(dump(options.output))
-                return 0
-            _keep(guest, options.loop)
-    except LabError as error:
-        print(f"lab: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        pass
+        _keep(guest, options.loop)
     return 0
 
 
@@ -99,8 +89,9 @@ def _keep(guest: Guest, loop: str | None) -> None:
     print(f"console {guest.directory / 'console.log'}")
     print(f"monitor {guest.monitor}", flush=True)
     # Ends with the guest, or with Ctrl-C.
-    guest.start(f"while :; do {loop or 'sleep 1000000'}; done").wait(timeout=None)
+    with contextlib.suppress(KeyboardInterrupt):
+        guest.start(f"while :; do {loop or 'sleep 1000000'}; done").wait(timeout=None)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

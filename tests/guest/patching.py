@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from collections import Counter
 
+from .command import run_command
 from .errors import GuestTimeout
 from .guest import Guest
 from .spec import GuestSpec
@@ -79,4 +79,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest import KERNELS, CommandFailed, Guest, GuestError, GuestSpec, GuestTimeout, TruthLost
+from tests.guest.command import INTERRUPTED, run_command
 from tests.guest.fixtures import Boot
 from tests.guest.truth import TruthExec, TruthFork, TruthOther
 from tests.guest.workloads import ends_of, workloads
@@ -224,6 +225,33 @@ def test_an_interrupted_lab_cleans_up() -> None:
         assert lab.wait(30) == 0
     assert not Path(f"/proc/{int(shown['pid'])}").exists()
     assert not Path(shown["monitor"].strip()).parent.exists()
+
+
+@pytest.mark.guest
+def test_a_benchmark_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "tests.bench.floor", "--rounds", "1"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment) as bench:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("pse-bench-*/state")):  # a guest's memory
+            assert bench.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        bench.terminate()
+        _, said = bench.communicate(timeout=60)
+    assert bench.returncode == INTERRUPTED
+    assert said.endswith("ended before it was done\n")
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_lab_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise GuestError("it is gone; look for it")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit, match=r"^lab: it is gone; look for it$"):
+        run_command(fails)
 
 
 @pytest.mark.guest

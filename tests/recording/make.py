@@ -14,6 +14,7 @@ from live.adapters.recording import open_recording
 from live.adapters.recording.codec import dumps, encode_event
 from tests.accuracy.compare import compare
 from tests.guest import GuestSpec
+from tests.guest.command import run_command
 from tests.recording.run import record, trappable
 
 DATA = Path(__file__).parents[1] / "data"
@@ -49,6 +50,10 @@ def make(kernel):
         (DATA / f"linux-{kernel}.jsonl").write_text(golden(path))
 
 
+def main(kernels):
+    for kernel in kernels or SPECS:
+        make(kernel)
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or SPECS:
-        make(name)
+    run_command(main, sys.argv[1:])

@@ -34,6 +34,7 @@ from live.recording.writer import Writer
 from live.session import Session
 from live.stepper import Stepper
 from tests.guest import GuestSpec
+from tests.guest.command import run_command
 from tests.guest.truth import TruthFork
 from tests.recording.reduce import reduce_symbols
 from tests.recording.run import trappable
@@ -311,4 +312,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

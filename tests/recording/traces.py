@@ -15,6 +15,7 @@ from live.adapters.recording import open_recording
 from live.adapters.recording.codec import dumps, encode_event
 from live.core.events import ProcessEnd, ProcessExec, StartReason
 from tests.guest import GuestSpec
+from tests.guest.command import run_command
 from tests.recording.make import DATA
 from tests.recording.reduce import reduce_symbols
 from tests.recording.run import record, trappable
@@ -249,4 +250,4 @@ def main(names):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, sys.argv[1:])

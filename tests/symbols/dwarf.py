@@ -28,6 +28,7 @@ import drgn
 
 from symbols import sources
 from tests.guest.apt import Apt
+from tests.guest.command import run_command
 from tests.guest.errors import FetchError
 from tests.guest.kernels import KERNELS, Image, fetch
 
@@ -190,4 +191,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main, sys.argv[1:])

@@ -18,6 +18,7 @@ import volatility3.plugins
 
 from symbols.cache import Cache
 from symbols.sources import build
+from tests.guest.command import run_command
 
 LIMIT = 900
 LEFT_OUT = ("vmayarascan", "vmaregexscan", "module_extract", "RecoverFs", "fbdev")
@@ -58,4 +59,4 @@ def main(image: str, *parts: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    run_command(main, *sys.argv[1:])

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.guest import KERNELS, Guest, GuestSpec
+from tests.guest.command import run_command
 from tests.volplugins import scene
 from tests.volplugins.scene import HISTORY, LISTENING, Run, Truth
 
@@ -156,4 +157,4 @@ def _take(spec: GuestSpec, directory: Path) -> tuple[Path, Truth]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
