@@ -17,13 +17,13 @@ from symbols.table import KernelTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An opened source: either ``memory`` or ``kernel``."""
+    """An opened source."""
 
     path: Path
     kind: str
     """What it is, in words."""
-    memory: Image | None = None
-    kernel: KernelImage | None = None
+    content: Image | KernelImage
+    """Memory with a living kernel in it, or a kernel's file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,9 @@ def open_source(path: Path | str) -> Source:
     path = Path(path)
     view = open_file(path)
     if is_kernel(view):
-        return Source(path=path, kind="a Linux kernel", kernel=kernel_image(view, path.name))
+        return Source(path=path, kind="a Linux kernel", content=kernel_image(view, path.name))
     memory = image_of(view, path.name)
-    return Source(path=path, kind=memory.kind, memory=memory)
+    return Source(path=path, kind=memory.kind, content=memory)
 
 
 def decode_memory(memory: MemoryReader, progress: Progress | None = None) -> Decoded:
@@ -53,10 +53,9 @@ def decode_memory(memory: MemoryReader, progress: Progress | None = None) -> Dec
 
 def decode_source(source: Source, progress: Progress | None = None) -> Decoded:
     """Types and symbols from a source.  Raises `NoKernelFound` or `SymbolsMissing`."""
-    if source.kernel is None:
-        assert source.memory is not None  # open_source() gives every Source one of the two
-        return decode_memory(source.memory, progress)
-    data, va = source.kernel.data, source.kernel.va
+    if isinstance(source.content, Image):
+        return decode_memory(source.content, progress)
+    data, va = source.content.data, source.content.va
     if progress is not None:
         progress(20.0, "Decoding the kernel's types and symbols")
     table = decode(data, va, 0, None)
@@ -73,9 +72,10 @@ def build(path: Path | str, cache: Cache, *, full: bool = False, progress: Progr
     `SymbolsMissing`.
     """
     source = open_source(path)
-    if source.memory is not None:
-        kernel = find_kernel(source.memory, cache=cache, progress=progress)
-        return symbol_table(kernel, source.memory, cache, full=full, progress=progress)
+    memory = source.content
+    if isinstance(memory, Image):
+        kernel = find_kernel(memory, cache=cache, progress=progress)
+        return symbol_table(kernel, memory, cache, full=full, progress=progress)
     decoded = decode_source(source, progress)
     known = cache.find(decoded.landmarks.banner, decoded.landmarks.build_id, full=full)
     return known or cache.store(decoded.landmarks, decoded.table.isf(full=full), full=full)

@@ -34,7 +34,7 @@ _OURS = _BUILD + "sources.build(sys.argv[1], Cache(Path(sys.argv[2])), full=bool
 _FIND = (
     "import sys; from symbols import sources; from symbols.cache import Cache; from pathlib import Path; "
     "from symbols.guest import find_kernel; "
-    "find_kernel(sources.open_source(sys.argv[1]).memory, cache=Cache(Path(sys.argv[2])))"
+    "find_kernel(sources.open_source(sys.argv[1]).content, cache=Cache(Path(sys.argv[2])))"
 )
 
 

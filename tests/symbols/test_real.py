@@ -69,7 +69,7 @@ def test_kernel_in_ram(spec, boot, tmp_path):
     source = open_source(guest.dump_elf(tmp_path / "core"))
     guest.cont()
     cache = Cache(tmp_path / "cache")
-    kernel = find_kernel(source.memory, cache=cache)
+    kernel = find_kernel(source.content, cache=cache)
     assert kernel.banner.strip() == version.strip()
     assert kernel.release == version.split()[2]
     assert kernel.kaslr_shift == at["_text"] - LINK_TEXT
@@ -96,9 +96,9 @@ def test_kernel_in_ram(spec, boot, tmp_path):
     assert booted.landmarks == running.landmarks
 
     for whole in (False, True):
-        path = symbol_table(kernel, source.memory, cache, full=whole)
+        path = symbol_table(kernel, source.content, cache, full=whole)
         assert schemas.validate(sample(json.loads(path.read_bytes())), use_cache=False)
-    again = find_kernel(source.memory, cache=Cache(cache.directory))
+    again = find_kernel(source.content, cache=Cache(cache.directory))
     assert again == kernel
     assert again.decoded == []
 
@@ -110,7 +110,7 @@ def test_build_id_is_the_guests_own(boot, tmp_path):
     text = "".join(notes.split())
     (build_id,) = re.findall("040000001400000003000000474e5500(.{40})", text)
     source = open_source(guest.dump_elf(tmp_path / "core"))
-    assert find_kernel(source.memory, cache=Cache(tmp_path / "cache")).build_id == build_id
+    assert find_kernel(source.content, cache=Cache(tmp_path / "cache")).build_id == build_id
 
 
 @pytest.mark.guest
@@ -121,7 +121,7 @@ def test_raw_file_with_ram_above_the_hole(boot, tmp_path):
     assert file.stat().st_size == 3072 << 20
     guest.stop()
     opened = open_source(file)
-    found = find_kernel(opened.memory, cache=Cache(tmp_path / "cache"))
+    found = find_kernel(opened.content, cache=Cache(tmp_path / "cache"))
     guest.cont()
     assert "hole from 2 to 4 GiB" in opened.kind
     assert found.release == guest.kernel.release

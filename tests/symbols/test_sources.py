@@ -97,8 +97,8 @@ def written(tmp_path):
 @pytest.mark.parametrize("tail", [b"", struct.pack("<I", 6 * MIB)], ids=["bare", "with its size"])
 def test_each_packing(packer, tail, vmlinux, expected, written):
     source = open_source(written(bzimage(packer(vmlinux), tail=tail)))
-    assert source.kernel.va == LINK_TEXT
-    assert source.kernel.data == image_of(LINKED)
+    assert source.content.va == LINK_TEXT
+    assert source.content.data == image_of(LINKED)
     decoded = decode_source(source)
     assert decoded.table.isf(full=True) == expected.table.isf(full=True)
     assert decoded.landmarks == expected.landmarks
@@ -107,7 +107,7 @@ def test_each_packing(packer, tail, vmlinux, expected, written):
 def test_unified_kernel_image(vmlinux, written):
     linux = bzimage(PACKERS["gzip"](vmlinux))
     image = pe([(b".osrel\0\0", b"ID=test"), (b".linux\0\0", linux), (b".initrd\0", bytes(3000))])
-    assert open_source(written(image)).kernel.data == image_of(LINKED)
+    assert open_source(written(image)).content.data == image_of(LINKED)
 
 
 def test_kernel_file_and_ram_give_one_table(vmlinux, written, tmp_path):
@@ -134,7 +134,7 @@ def test_elf_core_and_lime(written):
     lime += struct.pack("<IIQQQ", 0x4C694D45, 1, 8 * MIB, 48 * MIB - 1, 0) + high
     pieces = open_source(written(lime, "lime"))
     assert pieces.kind == "a LiME image"
-    assert [(s.start, s.length) for s in pieces.memory.segments] == [(0, 2 * MIB), (8 * MIB, 40 * MIB)]
+    assert [(s.start, s.length) for s in pieces.content.segments] == [(0, 2 * MIB), (8 * MIB, 40 * MIB)]
     for source in (core, pieces):
         running = decode_source(source).running
         assert (running.text, running.kaslr_shift) == (plan.text, plan.shift)
