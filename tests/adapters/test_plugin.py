@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 
 from live.adapters.qemu import attach
 from live.adapters.qemu.gdbstub.client import GdbClient
+from live.adapters.qemu.plugin import build
 from live.adapters.qemu.plugin.source import PluginSource
 from live.adapters.qemu.remake import remake
+from live.core.errors import TargetError
 from live.core.events import ProcessExec
 from live.core.memory import GuestPhysical
 from live.core.traps import TrapRequest
@@ -174,6 +177,27 @@ def test_vcpus_that_never_sleep_and_run_nothing_new_are_trapped_all_the_same(cpu
             assert execs(guest, session) == 20
             assert session.guest.status() == "running"
     assert time.monotonic() - begin < 20
+
+
+def test_a_qemu_without_memory_for_it_is_no_qemu_that_traps(tmp_path: Path) -> None:
+    """Code addresses are put into a list, and what is not in it is trapped nowhere."""
+    here, poor, plugin = Path(build.__file__).parent, tmp_path / "poor.c", tmp_path / f"{build.NAME}-poor.so"
+    poor.write_text("#include <stddef.h>\nvoid *poor(size_t size) { (void)size; return NULL; }\n")
+    compiler = build.compiler()
+    assert compiler is not None
+    sources = [poor, *(here / name for name in build.SOURCES)]
+    subprocess.run([compiler, *build.FLAGS, "-Dmalloc=poor", *sources, "-o", plugin], check=True)
+    socket = tmp_path / "trap.sock"
+    with Guest(GuestSpec(plugins=(build.argument(socket, plugin),))) as guest:
+        for _ in range(2):
+            with Session(str(guest.monitor)) as session:
+                monitor = Monitor(session, mode="plugin")
+                with pytest.raises(TargetError, match="no memory for what is to be trapped"):
+                    next(monitor.batches(duration=30))
+        assert guest.run(["fork-exec", "20"]).code == 0
+        with Session(str(guest.monitor)) as session:
+            # Instructions need no list.
+            assert calls(guest, session, TrapRequest(syscalls=frozenset({EXECVE}))) == 21
 
 
 def test_all_vcpus_in_one_thread() -> None:

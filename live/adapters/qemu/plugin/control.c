@@ -55,6 +55,13 @@ static void words_of_vcpus(bool sys, bool cr3, bool code)
             words_of_vcpu(v);
 }
 
+static void discard(struct filter *f)
+{
+    if (f)
+        free(f->words);
+    free(f);
+}
+
 /* Replace the filter; returns when no vCPU uses the one before. */
 static void install(struct filter *new)
 {
@@ -62,20 +69,18 @@ static void install(struct filter *new)
     for (unsigned v = 0; v < n_vcpus; v++)
         while (vcpus[v].deciding)
             sched_yield();
-    if (old) {
-        free(old->words);
-        free(old);
-    }
+    discard(old);
 }
 
-/* Add what the filter wants at code addresses to what is instrumented there; true if some of it is new. */
-static bool instrument(const struct filter *f)
+/* Add what the filter wants at code addresses to what is instrumented there; UNMADE if some of it is new.
+ * NO_MEMORY may not pass for success: the addresses would be trapped in no code at all. */
+static enum reply instrument(const struct filter *f)
 {
     struct codes *old = codes;
     size_t had = old ? old->n : 0, wanted = f->head.n_code + f->head.n_entries;
     struct codes *new = malloc(sizeof *new + (had + wanted) * sizeof(struct code));
     if (!new)
-        return false;
+        return NO_MEMORY;
     if (old)
         memcpy(new->list, old->list, had * sizeof(struct code));
     new->n = had;
@@ -93,11 +98,11 @@ static bool instrument(const struct filter *f)
     }
     if (!more) {
         free(new);
-        return false;
+        return IN_FORCE;
     }
     qsort(new->list, new->n, sizeof(struct code), compare);
     codes = new;                        /* the old one stays: a vCPU may be translating with it */
-    return true;
+    return UNMADE;
 }
 
 static bool readable(uint64_t at, uint64_t size)
@@ -159,15 +164,16 @@ static struct filter *filter_of(const struct arm *a)
     return f;
 }
 
-/* From now on what the filter wants at code addresses is in all code that is made; true if other code may be there. */
-static bool prepare(const struct filter *f)
+/* From now on what the filter wants at code addresses is in all code that is made; UNMADE if other code may be there. */
+static enum reply prepare(const struct filter *f)
 {
-    bool more = f->head.n_code + f->head.n_entries && instrument(f);
-    if (!instrumenting) {
-        instrumenting = more = true;
+    enum reply made = f->head.n_code + f->head.n_entries ? instrument(f) : IN_FORCE;
+    if (made != NO_MEMORY && !instrumenting) {
+        instrumenting = true;
+        made = UNMADE;
         tell_us_of_translations();      /* from now on the next translation is enough to begin a flush */
     }
-    return more;
+    return made;
 }
 
 static void flush_everything(void)
@@ -183,14 +189,14 @@ static enum reply arm(const struct arm *a)
     if (!f)
         return BAD;
     if (a->stage == PREPARE) {
-        unmade |= prepare(f);
-        free(f);
-        return unmade ? UNMADE : IN_FORCE;
+        enum reply made = prepare(f);
+        discard(f);
+        unmade |= made == UNMADE;
+        return made == NO_MEMORY ? made : unmade ? UNMADE : IN_FORCE;
     }
     enum reply reply = watch_words(f, a->tail + a->n_pending);
     if (reply != IN_FORCE) {
-        free(f->words);
-        free(f);
+        discard(f);
         return reply;
     }
     bool listed = a->every || (a->syscall && any(a->bitmap[0], 32));
@@ -199,7 +205,12 @@ static enum reply arm(const struct arm *a)
     f->sys = listed || a->n_pending;
     bool sys = f->sys, cr3 = f->cr3, code = a->code && a->n_code;
     if (sys || cr3 || code) {
-        if (prepare(f))
+        enum reply made = prepare(f);
+        if (made == NO_MEMORY) {
+            discard(f);
+            return made;
+        }
+        if (made == UNMADE)
             unmade = true;
         else if (a->stage == MADE)
             unmade = false;

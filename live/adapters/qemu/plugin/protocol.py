@@ -23,7 +23,7 @@ ARM, PREPARE, MADE = range(3)
 """What a request is for: to be in force; to have in code that is made from now on what it will need; to be in
 force, and its addresses are in no code from before that.  Such code is what `STATUS_UNMADE` tells of."""
 STATUS_FLUSHING = 1
-STATUS_BAD_ADDRESS = 3
+STATUS_NO_MEMORY = 4
 STATUS_UNMADE = 5
 
 RING_OFFSET = struct.Struct("<Q")

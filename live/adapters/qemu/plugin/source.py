@@ -145,6 +145,11 @@ class PluginSource:
         if status == protocol.STATUS_FLUSHING:
             if not self._held:
                 self._await_flush(flush)
+        elif status == protocol.STATUS_NO_MEMORY:
+            raise TargetError(
+                "QEMU got no memory for what is to be trapped, so nothing more is; free some on the host, "
+                "or use --mode gdbstub."
+            )
         elif status:
             raise TargetError(f"The trap plugin refused the request (status {status}); report this.")
 
