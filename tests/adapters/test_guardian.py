@@ -66,3 +66,18 @@ def test_it_ends_with_qemu(kind: str) -> None:
             heard += qemu.recv(4096)
         qemu.close()
         assert process.wait(30) == 0
+
+
+def test_what_is_unread_is_found_without_waiting_for_more() -> None:
+    """The watcher's socket has a timeout, for which recv() waits; the hold limit is kept by who asks this."""
+    ours, stub = socket.socketpair()
+    with ours, stub:
+        ours.settimeout(60)
+        began = time.monotonic()
+        assert not guardian.said(ours)
+        stub.send(b"+")
+        assert not guardian.said(ours)
+        stub.send(b"$T05thread:01;#07")
+        assert guardian.said(ours)
+        assert time.monotonic() - began < 30
+        assert ours.recv(64) == b"+$T05thread:01;#07", "nothing is taken, and the socket is still there"

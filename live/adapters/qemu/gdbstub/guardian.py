@@ -110,10 +110,14 @@ def watch(pipe: int, page: int, stub: "socket.socket | None") -> tuple[bool, boo
 
 def said(stub: socket.socket) -> bool:
     """Whether there is an answer of the stub that nobody has read; acknowledgements are none."""
+    # recv() of a socket object that has a timeout waits for it, whatever the flags say; this one has none.
+    peek = socket.socket(fileno=stub.fileno())
     try:
-        return b"$" in stub.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return b"$" in peek.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:
         return False
+    finally:
+        peek.detach()
 
 
 def _word(page: int, at: int) -> int:
