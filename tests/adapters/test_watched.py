@@ -85,3 +85,49 @@ def test_breakpoints_give_the_same_events(boot: Boot) -> None:
     assert [one.status.code for one in ended if one.status] == [0] * 4
     assert {one.occasion.trigger for one in forks} == {"wake_up_new_task"}
     assert stepper.counts.missed == 0
+
+
+@pytest.mark.parametrize("qemu", ["10", "7.2"])
+@pytest.mark.parametrize("stands", ["paused", "debug"])
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_guest_that_stands_again_before_it_is_ours_is_no_stub_that_hangs(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch, qemu: str, stands: str, watch: bool
+) -> None:
+    """After a pause by somebody else we interrupt the guest, which QEMU ignores if it stands by then: paused
+    once more, or at a trap, of which nobody was told.
+    """
+    guest = boot(qemu=qemu)
+    with Session(str(guest.monitor)) as session:
+        source = GdbSource(session.guest, watch=watch)
+        source.arm(session.request(source))
+        ask, jobs = session.guest.status, []
+
+        def status() -> str:
+            found = ask()
+            if found == "running" and not jobs:
+                if stands == "paused":
+                    guest.stop()
+                jobs.append(guest.start(["true"]))
+                until = time.monotonic() + 30
+                while ask() != stands:
+                    assert time.monotonic() < until
+            return found
+
+        monkeypatch.setattr(session.guest, "status", status)
+        guest.stop()
+        assert source.wait(0.3) is None
+        guest.cont()
+        traps = 0
+        if stands == "paused":
+            assert source.wait(0.5) is None
+            assert ask() == "paused"
+            guest.cont()
+        while not jobs or jobs[0].running:
+            if trap := source.wait(0.1):
+                traps += 1
+                source.resume(trap)
+        # A fork, an exec, an end; a fork is trapped once more, where it returns to.
+        assert traps >= 3
+        source.close()
+    assert guest.run(["true"]).status == 0
+    assert guest.qmp("query-status")["status"] == "running"

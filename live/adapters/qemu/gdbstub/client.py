@@ -3,7 +3,9 @@
 QEMU's stub (gdbstub/gdbstub.c) has these habits, which all of this builds on:
 
 * a byte that arrives while the guest runs stops it and is lost; so nothing is sent then but 0x03;
-* it takes the start of a new packet for the acknowledgement of its last one; so we send none;
+* it takes the start of a new packet for the acknowledgement of its last one; so we send none, but before
+  0x03, which it would take for that;
+* it ignores 0x03 while the guest stands;
 * ``?`` removes every breakpoint and watchpoint, whoever set it: what a watcher that crashed left behind is
   gone after connecting;
 * a stop is of all vCPUs; ``T05`` names the one that hit.
@@ -11,10 +13,12 @@ QEMU's stub (gdbstub/gdbstub.c) has these habits, which all of this builds on:
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 
 from live.adapters.qemu.gdbstub.guardian import said
 from live.adapters.qemu.gdbstub.packets import Decoder, Packet, encode
@@ -23,6 +27,10 @@ from live.core.errors import GuestGone, NoTarget, NotPermitted, TargetError
 
 TIMEOUT = 5.0
 """Seconds for an answer of a stopped guest's stub."""
+_SOON = 0.2
+_ROUNDS = 3
+"""Questions to the monitor.  QEMU's main loop may answer one before it reads what was sent to the stub
+earlier, but then it reads that before it comes to the next."""
 
 
 class GdbClient:
@@ -35,6 +43,8 @@ class GdbClient:
         """
         self._decoder = Decoder()
         self._packets: deque[bytes] = deque()
+        self._owed = False
+        """Whether QEMU waits for us to acknowledge what it sent last."""
         self.running = False
         self.socket = connect(path)
         try:
@@ -69,6 +79,7 @@ class GdbClient:
             self.socket.sendall(b"".join(encode(payload) for payload in payloads))
         except OSError:
             raise self._gone() from None
+        self._owed = False
 
     def request(self, payload: bytes) -> bytes:
         """The answer to a request; raises `TargetError` if there is none in time, `GuestGone`."""
@@ -104,25 +115,38 @@ class GdbClient:
             self._packets.extend(
                 item.payload for item in self._decoder.feed(data) if isinstance(item, Packet)
             )
+        self._owed = True
         return self._packets.popleft()
 
     @staticmethod
     def _gone() -> GuestGone:
         return GuestGone("The guest has ended, and its gdb stub with it; start it to watch again.")
 
-    def interrupt(self, *, acknowledge: bool = False) -> Stop | None:
+    def interrupt(self, ask: Callable[[], object] | None = None) -> Stop | None:
         """Stop a running guest.  A breakpoint that was hit meanwhile is returned; None if none was.
 
-        ``acknowledge`` the last stop first, where nothing has been sent since: QEMU waits for that, and
-        would take the interrupt for it.
+        ``ask``, where the guest may have come to stand without our being told: puts a question to QEMU's
+        monitor.  Raises `TimeoutError` if QEMU has ignored the interrupt, `TargetError`, `GuestGone`.
         """
         try:
-            self.socket.sendall(b"+\x03" if acknowledge else b"\x03")
+            self.socket.sendall(b"+\x03" if self._owed else b"\x03")
         except OSError:
             raise self._gone() from None
-        stop = parse_stop(self._answer())
+        self._owed = False
+        try:
+            stop = parse_stop(self._answer() if ask is None else self._answer_if_heard(ask))
+        except TimeoutError:
+            self.running = False
+            raise
         self.running = False
         return stop if stop is not None and stop.signal != 2 else None
+
+    def _answer_if_heard(self, ask: Callable[[], object]) -> bytes:
+        with contextlib.suppress(TimeoutError):
+            return self.receive(_SOON)
+        for _ in range(_ROUNDS):
+            ask()
+        return self.receive(0)
 
     def unread(self) -> bool:
         """Whether the guest was told to run, and the stub has said more since than that it heard us."""
@@ -139,11 +163,19 @@ class GdbClient:
             self.running = False
         return stop
 
+    def last_stop(self) -> Stop | None:
+        """The last that was told and not read; QEMU 7.2 tells of all, asked or not.  Raises `GuestGone`."""
+        last = None
+        while (stop := self.wait_stop(0)) is not None:
+            last = stop
+        return last
+
     def resume(self, *before: bytes) -> None:
         """Send requests, then let every vCPU run; the answers to ``before`` are read here."""
         self.send(*before, b"c")
         for _ in before:
             self._answer()
+        self._owed = False  # the last packet was ours
         self.running = True
 
     def step(self, thread: int) -> Stop | None:

@@ -195,13 +195,15 @@ class GdbSource:
     def _regain(self, timeout: float) -> bool:
         """After a pause by somebody else: whether the guest is ours again, and QEMU tells us of its stops."""
         status = self._guest.status()
+        stop = self._client.last_stop()
         if status == "running":
             # QEMU has reported the pause, and reports no other stop until it is asked to run again.
             self._client.running = True
-            stop = self._client.interrupt(acknowledge=True)
-        elif status == "debug":  # a hit that was not reported: a breakpoint will be hit again
-            stop = None
-        else:
+            try:
+                stop = self._client.interrupt(self._guest.status)
+            except TimeoutError:  # it stands again: paused once more, or at a hit
+                return False
+        elif status != "debug":  # a hit that was not reported: a breakpoint will be hit again
             time.sleep(min(timeout, 0.05))
             return False
         self._foreign = False
