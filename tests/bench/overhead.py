@@ -204,6 +204,9 @@ def _pse_watch(guest: Guest, mode: str, watch: Watch) -> Iterator[None]:
             time.sleep(0.02)
         time.sleep(0.3)
         yield
+        if process.poll() is not None:
+            assert process.stderr is not None
+            raise RuntimeError(f"pse watch --mode {mode} ended before the workload: {process.stderr.read()}")
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         summary = process.stderr.read()
