@@ -9,7 +9,7 @@ import pytest
 
 from live.adapters.qemu.gdbstub.source import GdbSource
 from live.core.events import Event, ProcessEnd, ProcessExec, ProcessStart, StartReason
-from live.core.traps import Access, CodeHit
+from live.core.traps import Access, CodeHit, TrapRequest
 from live.monitor import Monitor
 from live.session import Session
 from live.stepper import Stepper
@@ -130,4 +130,43 @@ def test_a_guest_that_stands_again_before_it_is_ours_is_no_stub_that_hangs(
         assert traps >= 3
         source.close()
     assert guest.run(["true"]).status == 0
+    assert guest.qmp("query-status")["status"] == "running"
+
+
+@pytest.mark.parametrize("qemu", ["10", "7.2"])
+@pytest.mark.parametrize("found", ["as we wait", "as we arm", "as we leave"])
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_guest_that_somebody_else_has_paused_stays_paused_when_we_leave(
+    boot: Boot, qemu: str, found: str, watch: bool
+) -> None:
+    """It is theirs to end; and then nothing of ours is left."""
+    guest = boot(qemu=qemu)
+    with Session(str(guest.monitor)) as session:
+        source = GdbSource(session.guest, watch=watch)
+        request = session.request(source)
+        source.arm(request)
+        guest.stop()
+        if found == "as we wait":
+            assert source.wait(0.3) is None
+        if found != "as we leave":
+            source.arm(TrapRequest())
+            assert guest.qmp("query-status")["status"] == "paused"
+            source.arm(request)
+            assert guest.qmp("query-status")["status"] == "paused"
+        source.close()
+        assert guest.qmp("query-status")["status"] == "paused"
+    guest.cont()
+    assert guest.run(["/programs/fork-exec", "3"]).status == 0
+    assert guest.qmp("query-status")["status"] == "running"
+    with Session(str(guest.monitor)) as session:
+        source = GdbSource(session.guest, watch=watch)
+        source.arm(session.request(source))
+        job = guest.start(["true"])
+        traps = 0
+        while job.running:
+            if trap := source.wait(0.1):
+                traps += 1
+                source.resume(trap)
+        assert traps >= 3
+        source.close()
     assert guest.qmp("query-status")["status"] == "running"

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from live.adapters.qemu.gdbstub.guardian import said
 from live.adapters.qemu.gdbstub.packets import Decoder, Packet, encode
-from live.adapters.qemu.gdbstub.target import Register, Stop, parse_stop, parse_target
+from live.adapters.qemu.gdbstub.target import WANTED, Stop, parse_stop, parse_target
 from live.core.errors import GuestGone, NoTarget, NotPermitted, TargetError
 
 TIMEOUT = 5.0
@@ -55,7 +55,8 @@ class GdbClient:
             stop = parse_stop(self.receive(TIMEOUT))
             if stop is None:
                 raise TargetError(f"What listens at {path} is no gdb stub of QEMU; check the guest's -gdb.")
-            self.registers: dict[str, Register] = parse_target(self._read_feature)
+            found = parse_target(self._read_feature)
+            self.registers = {name: where for name, where in found.items() if name in WANTED}
         except TimeoutError:
             self.detach()  # connecting has stopped the guest
             raise TargetError(
@@ -178,20 +179,36 @@ class GdbClient:
         self._owed = False  # the last packet was ours
         self.running = True
 
+    def insert(self, kind: bytes, address: int) -> bytes:
+        """Set a breakpoint (Z0, Z1); the byte that is there.  Raises `TargetError` if there is none."""
+        code, answer = self.requests(b"m%x,1" % address, b"Z%b,%x,1" % (kind, address))
+        require(code if code[:1] == b"E" else answer, address)
+        return bytes.fromhex(code.decode())
+
     def step(self, thread: int) -> Stop | None:
         """One instruction on one vCPU while all others stand; breakpoints do not stop it under TCG."""
         self.send(b"vCont;s:%x" % thread)
         return parse_stop(self._answer())
 
-    def detach(self) -> None:
-        """Remove every breakpoint, let the guest run, hang up.  Never raises on account of the guest."""
-        try:
+    def detach(self, *, stay: bool = False) -> None:
+        """Remove every breakpoint, hang up; the guest runs, unless it is to ``stay`` as it stands.
+
+        Never raises on account of the guest.
+        """
+        with contextlib.suppress(TargetError, GuestGone):
             if self.running:
                 self.interrupt()
-            self.request(b"D")
-        except (TargetError, GuestGone):
-            pass
+            if not (stay and self._forgets()):
+                self.request(b"D")
         self.socket.close()
+
+    def _forgets(self) -> bool:
+        """Remove every breakpoint of a guest that stands; False if it ran, which this has stopped."""
+        try:
+            self.request(b"?")
+        except TargetError:
+            return False
+        return True
 
 
 def connect(path: str) -> socket.socket:

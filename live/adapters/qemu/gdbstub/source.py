@@ -25,9 +25,9 @@ The hold limit is kept by a thread, and by the guardian process if we hang or di
 
 Warts: a pause by somebody else (monitor ``stop``) looks like any stop: it is left alone, and after their
 ``cont`` the guest is stopped for a moment and let go, for QEMU reports one stop for each time that it is
-asked to run.  A guest that is paused when we attach is refused, because detaching would start it.  If we are
-killed within a stop in which two vCPUs have hit, the one that was not reported stops once more for the next
-watcher, who lets it go.
+asked to run.  A guest that is paused when we attach is refused: were we killed, the guardian would start it,
+as it does if we are killed in a pause.  If we are killed within a stop in which two vCPUs have hit, the one
+that was not reported stops once more for the next watcher, who lets it go.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from live.adapters.qemu.gdbstub.guard import Guard
 from live.adapters.qemu.gdbstub.hits import Hit, Places
 from live.adapters.qemu.gdbstub.nops import LONGEST, nop_length
 from live.adapters.qemu.gdbstub.server import StubServer
-from live.adapters.qemu.gdbstub.target import WANTED, Stop, decode_registers, number_of
+from live.adapters.qemu.gdbstub.target import Stop, decode_registers, number_of
 from live.adapters.qemu.gdbstub.unread import Unread
 from live.adapters.qemu.guest import QemuGuest
 from live.core.errors import GuestGone, TargetError
@@ -96,20 +96,13 @@ class GdbSource:
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._guest, self._foreign = guest, False
-        self._server = StubServer(guest)
-        try:
+        with contextlib.ExitStack() as undo:
+            self._server = StubServer(guest)
+            undo.callback(self._server.close)
             self._client = GdbClient(self._server.path)
-            try:
-                self._layout = {
-                    name: where for name, where in self._client.registers.items() if name in WANTED
-                }
-                self._guard = Guard(self._client.socket)
-            except BaseException:
-                self._client.detach()
-                raise
-        except BaseException:
-            self._server.close()
-            raise
+            undo.callback(self._client.detach)
+            self._guard = Guard(self._client.socket)
+            undo.pop_all()
         self._client.resume()
         self._watchdog = threading.Thread(target=self._watch, name="pse-gdb-hold", daemon=True)
         self._watchdog.start()
@@ -136,7 +129,7 @@ class GdbSource:
                 return
             was_running = self._client.running
             if was_running:
-                self._stopped(self._client.interrupt())
+                self._halt()
             if not self._foreign:
                 self._unmark()  # a mark points to its watchpoint
             try:
@@ -144,16 +137,11 @@ class GdbSource:
                     self._client.request(b"z%b,%x,1" % (self._kind, address))
                     del self._first_bytes[address]
                 for address in sorted(wanted - self._first_bytes.keys()):
-                    self._insert(address)
+                    self._first_bytes[address] = self._client.insert(self._kind, address)
                 self._arm_words(Places(request.accesses))
             finally:
                 if was_running and not self._pending:
                     self._let_go()
-
-    def _insert(self, address: int) -> None:
-        code, answer = self._client.requests(b"m%x,1" % address, b"Z%b,%x,1" % (self._kind, address))
-        require(code if code[:1] == b"E" else answer, address)
-        self._first_bytes[address] = bytes.fromhex(code.decode())
 
     def _arm_words(self, places: Places) -> None:
         before, self._places = self._places, Places()
@@ -212,6 +200,15 @@ class GdbSource:
             self._let_go()
         return True
 
+    def _halt(self) -> None:
+        """Stop the guest, unless it stands already: at a hit, or because somebody else has paused it."""
+        stop = self._client.wait_stop(0)
+        if stop is None:
+            stop = self._client.interrupt()
+        else:
+            self._foreign = stop.signal != _TRAP_SIGNAL
+        self._stopped(stop)
+
     def _stopped(self, stop: Stop | None) -> None:
         """The guest stands: find out who has hit.  ``stop`` None: QEMU reports no hit."""
         if not self._foreign:
@@ -227,7 +224,7 @@ class GdbSource:
         answers = self._client.requests(*[each for pair in asked for each in pair])[1::2] if asked else []
         if reported:
             self._last[reported] = answers.pop(0)
-            registers = decode_registers(self._layout, self._last[reported])
+            registers = decode_registers(self._client.registers, self._last[reported])
             self._marked.discard(reported)
             pc = registers.get("rip", 0)
             word = self._places.word(pc)
@@ -242,7 +239,7 @@ class GdbSource:
         _, answer = self._client.requests(b"Hg%x" % thread, b"g")
         same = self._last.get(thread) == answer
         self._last[thread] = answer
-        registers = decode_registers(self._layout, answer)
+        registers = decode_registers(self._client.registers, answer)
         word = self._places.word(registers.get("rip", 0))
         if word is not None or not same:
             self._marked.add(thread)
@@ -374,7 +371,7 @@ class GdbSource:
         self._go_on()
 
     def close(self) -> None:
-        """Remove every breakpoint, let the guest run, end the stub.  Safe to call twice."""
+        """Remove every breakpoint, end the stub; the guest runs, or stays paused.  Safe to call twice."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -388,13 +385,16 @@ class GdbSource:
                 with contextlib.suppress(TargetError, GuestGone):
                     self._guest.monitor.hmp("cont")
                 return
+            stay = False
             with contextlib.suppress(TargetError, GuestGone):
                 if self._foreign:
                     self._regain(0)
-                if self._client.running and self._places.words:
-                    self._stopped(self._client.interrupt())
-                if not self._foreign:
+                if self._client.running:
+                    self._halt()
+                if self._foreign:
+                    stay = self._guest.status() == "paused"
+                else:
                     self._unmark()
             self._guard.dismiss()
-            self._client.detach()
+            self._client.detach(stay=stay)
             self._server.close()

@@ -42,6 +42,7 @@ WANTED = frozenset(
         "cr3",
     ]
 )
+"""Registers that a trap tells of."""
 
 
 @dataclass(frozen=True, slots=True)
