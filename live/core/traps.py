@@ -249,7 +249,7 @@ class TrapSource(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of every vCPU, remove every trap, detach.  The guest runs on as if never watched."""
+        """Let go of every vCPU, remove every trap, detach.  The guest goes on as if never watched."""
 
 
 class RegisterReader(Protocol):

@@ -27,6 +27,9 @@ from live.core.errors import GuestGone, NoTarget, NotPermitted, TargetError
 
 TIMEOUT = 5.0
 """Seconds for an answer of a stopped guest's stub."""
+_CORE = "i386-64bit.xml"
+"""All of `WANTED`, and what ``g`` begins with.  Asked for by name because ``target.xml``, which QEMU composes
+for each connection, is memory that it never frees."""
 _SOON = 0.2
 _ROUNDS = 3
 """Questions to the monitor.  QEMU's main loop may answer one before it reads what was sent to the stub
@@ -55,7 +58,7 @@ class GdbClient:
             stop = parse_stop(self.receive(TIMEOUT))
             if stop is None:
                 raise TargetError(f"What listens at {path} is no gdb stub of QEMU; check the guest's -gdb.")
-            found = parse_target(self._read_feature)
+            found = parse_target(self._read_feature, _CORE) or parse_target(self._read_feature)
             self.registers = {name: where for name, where in found.items() if name in WANTED}
         except TimeoutError:
             self.detach()  # connecting has stopped the guest
