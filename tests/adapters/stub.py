@@ -14,6 +14,9 @@ from live.adapters.qemu.gdbstub.packets import Decoder, Item, Packet, encode
 
 REGISTERS = ("rdi", "rip", "cr3")
 _XML = "<target>" + "".join(f'<reg name="{name}" bitsize="64"/>' for name in REGISTERS) + "</target>"
+CORE = {"i386-64bit.xml": _XML}
+COMPOSED = {"target.xml": '<target><xi:include href="i386-32bit.xml"/></target>', "i386-32bit.xml": _XML}
+"""The description files of a stub that does not have the one that QEMU's 64-bit stub has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +35,10 @@ class Run:
 class Stub:
     """Listens at ``path`` until its client hangs up; ``log`` has what was asked, in order."""
 
-    def __init__(self, path: Path, vcpus: int, script: Iterable[Run] = ()) -> None:
-        self.path, self.vcpus = path, vcpus
+    def __init__(
+        self, path: Path, vcpus: int, script: Iterable[Run] = (), features: Mapping[str, str] = CORE
+    ) -> None:
+        self.path, self.vcpus, self.features = path, vcpus, features
         self.script = deque(script)
         self.pc = dict.fromkeys(range(1, vcpus + 1), 0x100)
         self.marks: dict[int, int] = {}
@@ -91,7 +96,8 @@ class Stub:
         elif request == "?":
             self._send("T05thread:01;")
         elif request.startswith("qXfer"):
-            self._send("l" + _XML)
+            text = self.features.get(request.split(":")[3])
+            self._send("E00" if text is None else "l" + text)
         elif request.startswith("Hg"):
             self._selected = int(request[2:], 16)
             self._send("OK")

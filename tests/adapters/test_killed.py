@@ -194,6 +194,7 @@ def test_attaching_and_detaching_leave_nothing(boot: Boot, mode: str, seconds: f
         while time.monotonic() < until:
             cycle()
             count += 1
+            guest.qmp("query-status")  # else QEMU keeps the lab's monitor events, STOP and RESUME, for it
         return count
 
     cycles(seconds / 2)  # caches fill, allocators find their size
@@ -211,7 +212,8 @@ def test_attaching_and_detaching_leave_nothing(boot: Boot, mode: str, seconds: f
     grown = [now - then for now, then in zip(anonymous(guest), memory, strict=True)]
     print(f"{mode}: {count} cycles; we grew by {grown[0]} KiB, QEMU by {grown[1]} KiB")
     # Python's table of interned strings doubles once in a while, by a megabyte.
-    assert max(grown) < 4096
+    assert grown[0] < 2048 + count / 10
+    assert grown[1] < 64 + count / 20
     for pid in ("self", guest.pid):
         assert "memfd:pse-trap" not in Path(f"/proc/{pid}/maps").read_text(), "a session's ring is unmapped"
     assert guest.run(["true"]).status == 0

@@ -6,10 +6,11 @@ import time
 
 import pytest
 
+from live.adapters.qemu.gdbstub.client import GdbClient
 from live.adapters.qemu.gdbstub.source import GdbSource
 from live.core.memory import GuestVirtual
 from live.core.traps import Access, TrapRequest, Watchpoint
-from tests.adapters.stub import Run, Stub
+from tests.adapters.stub import COMPOSED, CORE, REGISTERS, Run, Stub
 
 FORKS, EXECS = 0xFFFF_FFFF_8200_0010, 0xFFFF_FFFF_8300_0020
 FORK, EXEC, UNMEANT, ELSEWHERE = 0x4010, 0x5010, 0x6010, 0x7000
@@ -202,3 +203,13 @@ def test_closing_leaves_no_mark_and_no_watchpoint(opened):
     stub.join()
     assert stub.marks == {}
     assert since_armed(stub) == ["c", "vCont;s:2", "D"]
+
+
+@pytest.mark.parametrize("features", [CORE, COMPOSED, {}], ids=["core", "composed", "none"])
+def test_registers_are_found_where_the_stub_has_no_core_file_too(tmp_path, features):
+    stub = Stub(tmp_path / "stub", 1, features=features)
+    client = GdbClient(str(stub.path))
+    assert set(client.registers) == (set(REGISTERS) if features else set())
+    client.detach()
+    stub.join()
+    assert stub.log == ["D"]
