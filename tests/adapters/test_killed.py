@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -199,7 +200,7 @@ def test_attaching_and_detaching_leave_nothing(boot: Boot, mode: str, seconds: f
 
     cycles(seconds / 2)  # caches fill, allocators find their size
     time.sleep(0.5)
-    before, memory = state(), anonymous(guest)
+    before, memory, blocks = state(), anonymous(guest), allocated()
     count = cycles(seconds / 2)
     # The plugin lets go of a session, and a thread of ours ends, a moment after close().
     for _ in range(100):
@@ -210,13 +211,20 @@ def test_attaching_and_detaching_leave_nothing(boot: Boot, mode: str, seconds: f
     else:
         raise AssertionError(f"{after}, before {before}")
     grown = [now - then for now, then in zip(anonymous(guest), memory, strict=True)]
-    print(f"{mode}: {count} cycles; we grew by {grown[0]} KiB, QEMU by {grown[1]} KiB")
-    # Python's table of interned strings doubles once in a while, by a megabyte.
-    assert grown[0] < 2048 + count / 10
+    blocks = allocated() - blocks
+    print(f"{mode}: {count} cycles; we grew by {blocks} objects, {grown[0]} KiB, QEMU by {grown[1]} KiB")
+    assert blocks < 500 + count / 4
+    assert grown[0] < 4096  # Python's table of interned strings doubles once in a while, by megabytes
     assert grown[1] < 64 + count / 20
     for pid in ("self", guest.pid):
         assert "memfd:pse-trap" not in Path(f"/proc/{pid}/maps").read_text(), "a session's ring is unmapped"
     assert guest.run(["true"]).status == 0
+
+
+def allocated() -> int:
+    """Blocks that Python's allocator has given out: every small object is one."""
+    gc.collect()
+    return sys.getallocatedblocks()
 
 
 def anonymous(guest: Guest) -> tuple[int, int]:
