@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from live.adapters.qemu.plugin import build
 from live.core.errors import PseError
+from live.hypervisors.qemu.plugin import build
 from tests.guest import Guest, GuestSpec
 from tests.guest.command import run_command
 
@@ -59,7 +59,7 @@ def main() -> int:
             guest.start(["/tmp/workload"])
             command = ["watch", str(guest.monitor), "--duration", str(SECONDS), "--new"]
             say(f"pse {' '.join(command)}")
-            status = subprocess.run([sys.executable, "-m", "live.cli", *command], check=False).returncode
+            status = subprocess.run([sys.executable, "-m", "live.cli.main", *command], check=False).returncode
     except KeyboardInterrupt:
         status = 0
     say("The guest has been ended; nothing is left running.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from live.session import Session
+from live.watch.session import Session
 from symbols.cache import Cache
 from tests.guest import Guest
 

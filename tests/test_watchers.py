@@ -10,12 +10,12 @@ import pytest
 
 from live.core.errors import GuestGone
 from live.core.memory import GuestVirtual
-from live.core.tasklist import Counters
+from live.core.snapshot import Counters
 from live.core.tracker import Tracker
 from live.core.traps import TrapCounters, TrapRequest, VcpuIndex
-from live.watchers import Trapper
-from tests.adapters.fake import FakeSource, code_hit
+from live.watch.watchers import Trapper
 from tests.core.build import describe, look
+from tests.hypervisors.fake import FakeSource, code_hit
 
 REQUEST = TrapRequest(code=frozenset({GuestVirtual(0x1000)}))
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PSE = (sys.executable, "-m", "live.cli")
+PSE = (sys.executable, "-m", "live.cli.main")
 
 
 def environment() -> dict[str, str]:

@@ -32,7 +32,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from live.core.tasklist import Moment
+from live.core.snapshot import Moment
 
 
 class State(str, enum.Enum):

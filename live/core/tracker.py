@@ -24,7 +24,7 @@ from live.core.events import (
     StartReason,
 )
 from live.core.lifecycle import TRANSITIONS, Emit, State
-from live.core.tasklist import Counters, Happening, Look, Moment, Task, comm_of, difference
+from live.core.snapshot import Counters, Happening, Look, Moment, Task, comm_of, difference
 
 _STARTS = {
     Emit.START_RUNNING: StartReason.RUNNING,

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from live.adapters.recording import StateMemory
 from live.core.errors import MemoryFault, NotPermitted, TargetError
 from live.core.memory import PAGE_SIZE, Segment
+from live.recording.past_memory import StateMemory
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")

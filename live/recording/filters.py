@@ -5,10 +5,10 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator
 
-from live.adapters.recording.file import Recorded, Recording
-from live.columns import action, process_of
 from live.core.errors import TargetError
 from live.core.events import Event, Process, ProcessExec
+from live.output.columns import action, process_of
+from live.recording.file import Recorded, Recording
 
 KINDS = ("start", "exec", "end", "any")
 SYNTAX = (
@@ -60,5 +60,5 @@ def find_event(recording: Recording, text: str) -> Recorded:
 
 
 def wanted(event: Event) -> bool:
-    """Whether an event is shown without --kernel-threads: as `live.monitor.Monitor` has it."""
+    """Whether an event is shown without --kernel-threads: as `live.watch.monitor.Monitor` has it."""
     return not (event.old if isinstance(event, ProcessExec) else event.process).kernel

@@ -6,11 +6,11 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 
-from live.adapters.recording import format
 from live.core.errors import MemoryFault
 from live.core.memory import PAGE_SIZE, Segment
+from live.recording import format
 from live.recording.hold import Still
-from live.recording.memory import RecordingMemory
+from live.recording.live_memory import RecordingMemory
 from live.recording.writer import Writer
 
 _PART = 1024

@@ -23,7 +23,7 @@ def no_hold(held: bool) -> Iterator[Still]:
 
 
 def hold_of(guest: Any, source: TrapSource | None) -> Hold:
-    """How to hold ``guest`` (see `live.adapters.hypervisor`), which is trapped by ``source``.
+    """How to hold ``guest`` (see `live.hypervisors.registry`), which is trapped by ``source``.
 
     A trap holds its vCPU; if that is the only one, or the source stops them all, nothing else is needed, but
     the hold must not end by its limit meanwhile.  As long as nothing is trapped, the monitor pauses the

@@ -1,4 +1,4 @@
-"""Watches a guest as `live.monitor` does, and writes down what it takes to see it all again."""
+"""Watches a guest as `live.watch.monitor` does, and writes down what it takes to see it all again."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from live.adapters.recording.header import Header
 from live.core.errors import GuestGone, SymbolsMissing
 from live.core.events import Event
 from live.core.tracker import Counts
-from live.introspect.details import ProcessReader
-from live.introspect.linux import LinuxKernel
+from live.linux.details import ProcessReader
+from live.linux.kernel import LinuxKernel
 from live.recording.filters import wanted
+from live.recording.header import Header
 from live.recording.hold import hold_of
-from live.recording.memory import RecordingMemory
+from live.recording.live_memory import RecordingMemory
 from live.recording.stepper import Frames, RecordingStepper
 from live.recording.writer import Writer
-from live.session import Session
-from live.stepper import Stepper
-from live.watchers import Cost, Poller, Trapper
+from live.watch.session import Session
+from live.watch.stepper import Stepper
+from live.watch.watchers import Cost, Poller, Trapper
 
 _SWITCH_S = 0.0005
 
@@ -49,9 +49,9 @@ class Recorder:
     ) -> None:
         """Create the file; nothing is armed until `events`.
 
-        ``mode`` and ``interval`` as for `live.monitor.Monitor`; ``frames``: when all of memory is recorded;
-        ``level``: zstd's.  Raises `TargetError` if the file exists and not ``force``, or the guest does not
-        offer the mode.
+        ``mode`` and ``interval`` as for `live.watch.monitor.Monitor`; ``frames``: when all of memory is
+        recorded; ``level``: zstd's.  Raises `TargetError` if the file exists and not ``force``, or if the
+        guest does not offer the mode.
         """
         self._session = session
         self.choice = session.choose(mode)

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from live.adapters.recording import Recording, ReplayMemory, codec
-from live.adapters.recording.file import Step
 from live.core.errors import MemoryFault
 from live.core.events import Event
 from live.core.memory import MemoryReader
-from live.introspect.details import ProcessReader
-from live.introspect.layout import SymbolTable
-from live.introspect.linux import LinuxKernel
-from live.stepper import Stepper
+from live.linux.details import ProcessReader
+from live.linux.kernel import LinuxKernel
+from live.linux.layout import SymbolTable
+from live.recording import codec
+from live.recording.file import Recording, Step
+from live.recording.past_memory import ReplayMemory
+from live.watch.stepper import Stepper
 
 
 def kernel_of(recording: Recording, memory: MemoryReader) -> LinuxKernel:

@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from live.adapters.recording import codec, format, recover
-from live.adapters.recording.header import Header
 from live.core.errors import NotPermitted, TargetError
 from live.core.events import Event
 from live.core.memory import PAGE_SIZE
+from live.recording import codec, format, recover
+from live.recording.header import Header
 
 COMMIT_S = 0.5
 COMMIT_BYTES = 8 << 20

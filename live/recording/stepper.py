@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from live.adapters.recording import codec
 from live.core.errors import MemoryFault
 from live.core.events import Event
 from live.core.tracker import Tracker
 from live.core.traps import Trap
+from live.recording import codec
 from live.recording.filters import EventFilter
 from live.recording.frames import take_frame
 from live.recording.hold import Hold, Still, no_hold
-from live.recording.memory import RecordingMemory
+from live.recording.live_memory import RecordingMemory
 from live.recording.writer import Writer
-from live.stepper import Steps
+from live.watch.stepper import Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Frames:
 
 
 class RecordingStepper:
-    """A `live.stepper.Steps` that records what another one does.
+    """A `live.watch.stepper.Steps` that records what another one does.
 
     What a step returns was handed to the writer before; the guest's vCPU need not be held for the rest.
     """
@@ -69,7 +69,7 @@ class RecordingStepper:
         """Frames taken so far."""
 
     def look(self, time_ns: int, trigger: str) -> list[Event]:
-        """See `live.stepper.Steps.look`.  Raises `TargetError` if the recording cannot be written."""
+        """See `live.watch.stepper.Steps.look`.  Raises `TargetError` if the recording cannot be written."""
         return self._step(
             lambda: self._steps.look(time_ns, trigger), "look", time_ns=time_ns, cause=trigger, held=False
         )
@@ -84,7 +84,7 @@ class RecordingStepper:
         return events
 
     def trap(self, trap: Trap, time_ns: int, late_ns: int) -> list[Event]:
-        """See `live.stepper.Steps.trap`.  Raises `TargetError` if the recording cannot be written."""
+        """See `live.watch.stepper.Steps.trap`.  Raises `TargetError` if the recording cannot be written."""
         return self._step(
             lambda: self._steps.trap(trap, time_ns, late_ns),
             "trap",

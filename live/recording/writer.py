@@ -11,12 +11,12 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
-from live.adapters.recording import codec, format
-from live.adapters.recording.header import Header
 from live.core.errors import TargetError
 from live.core.events import Event
 from live.core.memory import PAGE_SIZE, Segment
-from live.recording.memory import Reads
+from live.recording import codec, format
+from live.recording.header import Header
+from live.recording.live_memory import Reads
 from live.recording.sink import Item, Page, Sink
 
 _DEPTHS = 1 << 16

@@ -1,6 +1,6 @@
 """``python -m tests.accuracy``: torture guests, and say how exact the events were.
 
-``pse verify`` in a checkout is the same.  With ``--results`` a long campaign can be ended and gone on
+With ``--results`` a long campaign can be ended and gone on
 with; the tables are made of all that file holds.
 """
 
@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from live.verify import KERNELS, MODES, add_options
 from tests.accuracy import matrix, poll
 from tests.accuracy.campaign import Result, run_case
+from tests.accuracy.options import KERNELS, MODES, add_options
 from tests.accuracy.poll import Recall
 from tests.accuracy.report import markdown
 from tests.guest.command import run_command

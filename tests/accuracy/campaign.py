@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from live.watchers import PROOF_S
+from live.watch.watchers import PROOF_S
 from tests.accuracy.compare import Document, Identity, Row, Score, compare
 from tests.accuracy.matrix import Case, Work, chunks
 from tests.accuracy.run import trappable

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from live.adapters.qemu.plugin import build
+from live.hypervisors.qemu.plugin import build
 from tests.accuracy.compare import Score, compare
 from tests.guest import Guest, GuestSpec
 from tests.guest.truth import TruthFork

@@ -12,10 +12,10 @@ from dataclasses import replace
 import pytest
 
 from live.core.events import ProcessStart
-from live.introspect.points import WAITS
-from live.monitor import Monitor
-from live.session import Session
-from live.stepper import Stepper
+from live.linux.points import WAITS
+from live.watch.monitor import Monitor
+from live.watch.session import Session
+from live.watch.stepper import Stepper
 from tests.accuracy.run import trappable
 from tests.guest import GuestSpec
 from tests.guest.truth import TruthExec, TruthFork, TruthOther

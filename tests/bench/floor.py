@@ -29,8 +29,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from live.adapters.qemu.plugin import build
-from live.session import Session
+from live.hypervisors.qemu.plugin import build
+from live.watch.session import Session
 from tests.bench.overhead import WARM, WORKLOADS, fastest_quarter, interval, once, progress
 from tests.guest.command import run_command
 from tests.guest.guest import Guest

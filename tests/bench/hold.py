@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from rich.console import Console
 from rich.table import Table
 
-from live.cli import _hurry
+from live.cli.main import _hurry
 from live.core.events import Event, Process, ProcessExec
 from live.core.traps import Trap, TrapSource
-from live.session import Session
-from live.stepper import Stepper
+from live.watch.session import Session
+from live.watch.stepper import Stepper
 from tests.accuracy.run import trappable
 from tests.guest import Guest, GuestSpec
 from tests.guest.command import run_command

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from live.session import Session
-from live.stepper import Stepper
+from live.watch.session import Session
+from live.watch.stepper import Stepper
 from symbols.cache import Cache
 from tests.guest import Guest, GuestSpec
 from tests.guest.command import run_command

@@ -42,11 +42,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from live.adapters.qemu import attach
-from live.adapters.qemu.modes import choose
-from live.adapters.qemu.plugin import build
 from live.core.memory import GuestVirtual
 from live.core.traps import Action, TrapRequest
+from live.hypervisors.qemu import attach
+from live.hypervisors.qemu.offers import choose
+from live.hypervisors.qemu.plugin import build
 from tests.guest.command import run_command
 from tests.guest.guest import Guest
 from tests.guest.spec import GuestSpec
@@ -99,10 +99,10 @@ def held(pid: str) -> None:
     """What `pse watch --json` does, but with a callback, for which every vCPU stands."""
     import select
 
-    from live.cli import _hurry
-    from live.monitor import Monitor
-    from live.render import JsonRenderer
-    from live.session import Session
+    from live.cli.main import _hurry
+    from live.output.render import JsonRenderer
+    from live.watch.monitor import Monitor
+    from live.watch.session import Session
 
     with Session(pid) as session, open(os.devnull, "w") as nowhere:
         monitor = Monitor(session, mode="plugin")

@@ -35,10 +35,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from live.adapters.qemu.plugin.source import PluginSource
 from live.core.traps import TrapRequest
-from live.session import Session
-from live.stepper import Stepper
+from live.hypervisors.qemu.plugin.source import PluginSource
+from live.watch.session import Session
+from live.watch.stepper import Stepper
 from tests.accuracy.run import trappable
 from tests.bench.overhead import WARM, WORKLOADS, fastest_quarter, interval, once, progress
 from tests.guest.command import run_command
@@ -70,8 +70,8 @@ def reader(target: str) -> None:
 
     And with how long it took at most from a trap until we were done with it.
     """
-    from live.cli import _hurry
-    from live.render import JsonRenderer
+    from live.cli.main import _hurry
+    from live.output.render import JsonRenderer
 
     with Session(target) as session, open(os.devnull, "w") as nowhere:
         stepper = Stepper(session.kernel, session.processes)

@@ -9,12 +9,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from live.adapters.recording import open_recording
-from live.introspect.details import ProcessReader
-from live.introspect.layout import SymbolTable
-from live.introspect.linux import LinuxKernel
+from live.linux.details import ProcessReader
+from live.linux.kernel import LinuxKernel
+from live.linux.layout import SymbolTable
+from live.recording.opening import open_recording
 from live.recording.replay import Replay
-from live.stepper import Stepper
+from live.watch.stepper import Stepper
 from tests.guest.command import run_command
 from tests.recording.build import Lab
 from tests.watch import environment
@@ -65,10 +65,10 @@ _ROWS = """
 import itertools, os, sys, time
 from pathlib import Path
 from volatility3.framework import renderers
-from live.adapters.recording import open_recording
-from live.volatility import grid
-from live.volatility.json_lines import JsonLinesStream
-from live.volatility.rich_text import RichText
+from live.recording.opening import open_recording
+from live.volatility.output import grid
+from live.volatility.output.json_lines import JsonLinesStream
+from live.volatility.output.rich_text import RichText
 sys.stdout = open(os.devnull, "w")
 renderer = {"jsonlines": JsonLinesStream, "rich": RichText}[sys.argv[2]]
 with open_recording(Path(sys.argv[1])) as recording:

@@ -1,7 +1,7 @@
 """Short ways to make tasks, looks and a tracker over them."""
 
 from live.core.events import Identity, Occasion, Process, ProcessEnd, ProcessExec
-from live.core.tasklist import Counters, Look, Task
+from live.core.snapshot import Counters, Look, Task
 from live.core.tracker import Tracker
 
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from live.core.events import EndReason, ExitStatus, Identity, ProcessEnd, ProcessStart
 from live.core.lifecycle import TRANSITIONS, State, diagram
-from live.core.tasklist import Happening, Moment, difference
+from live.core.snapshot import Happening, Moment, difference
 from tests.core.build import NOW, drain, look, task, tracker
 
 

@@ -2,19 +2,19 @@
 
 import json
 
-from live.adapters.recording.header import Header
 from live.core.traps import CodeHit
-from live.introspect.details import ProcessReader
-from live.introspect.layout import SymbolTable
-from live.introspect.linux import KernelPlace, LinuxKernel
-from live.introspect.points import POINTS
-from live.introspect.system import System
+from live.linux.boot import System
+from live.linux.details import ProcessReader
+from live.linux.kernel import KernelPlace, LinuxKernel
+from live.linux.layout import SymbolTable
+from live.linux.points import POINTS
+from live.recording.header import Header
 from live.recording.hold import no_hold
-from live.recording.memory import RecordingMemory
+from live.recording.live_memory import RecordingMemory
 from live.recording.stepper import Frames, RecordingStepper
 from live.recording.writer import Writer
-from live.stepper import Stepper
-from tests.introspect import synthetic
+from live.watch.stepper import Stepper
+from tests.linux import synthetic
 
 SYSTEM = System(hostname="lab", release="9.9", boot_id="b" * 36, boot_id_known=True, boot_ns=10**18)
 FUNCTIONS = {point.function: 0x2000 + 16 * i for i, point in enumerate(POINTS)}

@@ -3,9 +3,10 @@
 import os
 import time
 
-from live.adapters.recording import StateMemory, open_recording
 from live.core.errors import PseError
 from live.recording.filters import find_event
+from live.recording.opening import open_recording
+from live.recording.past_memory import StateMemory
 from live.recording.replay import Replay
 
 LIMIT_S = 20

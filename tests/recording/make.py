@@ -2,7 +2,7 @@
 
 Each is of one boot of the lab, in plugin mode, and is kept only if the guest's own record confirms every
 event in it.  The golden events beside it are the recorded ones, as neutral JSON lines
-(`live.adapters.recording.codec`).
+(`live.recording.codec`).
 """
 
 import json
@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from live.adapters.recording import open_recording
-from live.adapters.recording.codec import dumps, encode_event
+from live.recording.codec import dumps, encode_event
+from live.recording.opening import open_recording
 from tests.accuracy.compare import compare
 from tests.guest import GuestSpec
 from tests.guest.command import run_command

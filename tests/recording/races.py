@@ -19,20 +19,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
-import live.stepper
-from live.adapters.recording import ReplayMemory, open_recording
+import live.watch.stepper
 from live.core.errors import TargetError
 from live.core.events import ProcessEnd, ProcessExec, ProcessStart, StartReason
 from live.core.tracker import Tracker
-from live.introspect.details import ProcessReader
-from live.introspect.points import LifecyclePoints
-from live.recording.memory import RecordingMemory
+from live.linux.details import ProcessReader
+from live.linux.points import LifecyclePoints
+from live.recording.live_memory import RecordingMemory
+from live.recording.opening import open_recording
+from live.recording.past_memory import ReplayMemory
 from live.recording.record import Recorder
 from live.recording.replay import Replay, kernel_of
 from live.recording.stepper import RecordingStepper
 from live.recording.writer import Writer
-from live.session import Session
-from live.stepper import Stepper
+from live.watch.session import Session
+from live.watch.stepper import Stepper
 from tests.guest import GuestSpec
 from tests.guest.command import run_command
 from tests.guest.truth import TruthFork
@@ -134,7 +135,7 @@ def result_of(path, tracker=Tracker, kept=None):
         made.append(tracker(*arguments))
         return made[-1]
 
-    with open_recording(path) as recording, mock.patch.object(live.stepper, "Tracker", make):
+    with open_recording(path) as recording, mock.patch.object(live.watch.stepper, "Tracker", make):
         events = [event for _, event in Part(recording, kept).events()]
     events = [event for event in events if getattr(event, "reason", None) is not StartReason.RUNNING]
     starts = [event for event in events if isinstance(event, ProcessStart)]

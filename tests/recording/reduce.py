@@ -6,9 +6,9 @@ from unittest import mock
 
 import zstandard
 
-from live.adapters.recording import open_recording
-from live.introspect.layout import SymbolTable
+from live.linux.layout import SymbolTable
 from live.recording import replay
+from live.recording.opening import open_recording
 
 
 def asked_for(path):

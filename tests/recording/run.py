@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
-from live.adapters.qemu.plugin import build
+from live.hypervisors.qemu.plugin import build
 from tests.guest import Guest, GuestSpec
 from tests.watch import PSE, environment
 

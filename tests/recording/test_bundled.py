@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from live import ecs
-from live.adapters.recording import open_recording
-from live.adapters.recording.codec import decode_event
+from live.output import ecs
+from live.recording.codec import decode_event
+from live.recording.opening import open_recording
 from live.recording.replay import Replay
 from tests.recording.make import DATA, LIMIT, SPECS, golden
 from tests.watch import pse

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from live.adapters.recording import open_recording
-from live.adapters.recording.recover import journal_of
 from live.core.errors import TargetError
 from live.recording import sink
+from live.recording.opening import open_recording
+from live.recording.recover import journal_of
 from live.recording.replay import Replay
 from tests.recording.build import Lab
 from tests.recording.hostile import consume

@@ -5,17 +5,17 @@ import struct
 
 import pytest
 
-from live.adapters.recording import StateMemory, open_recording
-from live.adapters.recording.memory import frame_of
 from live.core.errors import MemoryFault, TargetError
 from live.core.memory import Segment
 from live.recording.export import create, export
 from live.recording.filters import EventFilter
 from live.recording.frames import take_frame
 from live.recording.hold import hold_of
+from live.recording.opening import open_recording
+from live.recording.past_memory import StateMemory, frame_of
 from live.recording.replay import Replay
 from live.recording.stepper import Frames
-from tests.introspect.synthetic import RAM
+from tests.linux.synthetic import RAM
 from tests.recording.build import Lab
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from live.adapters.qemu.modes import choose
-from live.adapters.recording import open_recording
 from live.core.events import ProcessEnd, ProcessExec
+from live.hypervisors.qemu.offers import choose
 from live.recording.filters import EventFilter, find_event
+from live.recording.opening import open_recording
 from live.recording.record import Recorder
 from live.recording.stepper import Frames
-from live.session import Session
+from live.watch.session import Session
 from tests.accuracy.compare import compare
 from tests.guest import GuestSpec
 from tests.recording.run import record, trappable

@@ -7,8 +7,9 @@ import sqlite3
 import pytest
 import zstandard
 
-from live.adapters.recording import codec, format, open_recording
 from live.core.errors import PseError, TargetError
+from live.recording import codec, format
+from live.recording.opening import open_recording
 from live.recording.stepper import Frames
 from tests.recording.build import Lab
 from tests.recording.hostile import consume

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from live.adapters.recording.codec import decode_event
-from live.columns import action, process_of, reason
+from live.output.columns import action, process_of, reason
+from live.recording.codec import decode_event
 from tests.recording.make import DATA, SPECS
 from tests.volplugins import scene
 

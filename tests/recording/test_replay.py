@@ -1,12 +1,13 @@
 import pytest
 
-from live import ecs
-from live.adapters.recording import ReplayMemory, StateMemory, open_recording
-from live.adapters.recording.codec import decode_event, decode_trap, dumps, encode_event, encode_trap, loads
 from live.core.errors import MemoryFault, TargetError
 from live.core.traps import AsidChange, Entry, Syscall
+from live.output import ecs
+from live.recording.codec import decode_event, decode_trap, dumps, encode_event, encode_trap, loads
+from live.recording.opening import open_recording
+from live.recording.past_memory import ReplayMemory, StateMemory
 from live.recording.replay import Replay
-from tests.introspect.synthetic import DIRECT
+from tests.linux.synthetic import DIRECT
 from tests.recording.build import SYSTEM, Lab
 
 

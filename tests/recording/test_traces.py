@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from live import ecs
-from live.adapters.recording import open_recording
 from live.core.events import StartReason
+from live.output import ecs
+from live.recording.opening import open_recording
 from live.recording.replay import Replay
 from tests.recording.races import RACES, result_of
 from tests.recording.traces import BUGS, LIMIT, TRACES, golden, since_attach, story

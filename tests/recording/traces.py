@@ -11,9 +11,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from live.adapters.recording import open_recording
-from live.adapters.recording.codec import dumps, encode_event
 from live.core.events import ProcessEnd, ProcessExec, StartReason
+from live.recording.codec import dumps, encode_event
+from live.recording.opening import open_recording
 from tests.guest import GuestSpec
 from tests.guest.command import run_command
 from tests.recording.make import DATA

@@ -18,7 +18,7 @@ from live.core.events import (
     ProcessStart,
     StartReason,
 )
-from live.volatility import grid, sources
+from live.volatility.output import grid, sources
 
 START_NS = 1_700_000_000_250_000_000
 SEEN = Occasion(time_ns=START_NS + 1_000_000_000, trigger="image")

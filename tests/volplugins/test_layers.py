@@ -6,8 +6,8 @@ import pytest
 from volatility3.framework import contexts, exceptions
 from volatility3.framework.layers import physical
 
-from live.volatility import finder, layers
-from live.volatility.memory import FileMemory
+from live.volatility.input import finder, layers
+from live.volatility.input.memory import FileMemory
 from symbols import ram_file
 from symbols.ram_file import Run
 

@@ -10,7 +10,7 @@ from volatility3.framework.layers import elf, lime, physical
 
 from live.core.errors import MemoryFault
 from live.core.memory import Segment
-from live.volatility.memory import FileMemory, LayerMemory, memory_of
+from live.volatility.input.memory import FileMemory, LayerMemory, memory_of
 from symbols.ram_file import Run
 
 PAGE = bytes(range(256)) * 16

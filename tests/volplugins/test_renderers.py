@@ -9,8 +9,8 @@ import pytest
 from volatility3.framework import renderers
 from volatility3.framework.renderers import format_hints
 
-from live.volatility.json_lines import JsonLinesStream
-from live.volatility.rich_text import RichText
+from live.volatility.output.json_lines import JsonLinesStream
+from live.volatility.output.rich_text import RichText
 
 HOSTILE = "\x1b]0;owned\x07[red]x[/red]\r\n\u202e\udcfe"
 TIME = datetime.datetime(2024, 2, 3, 4, 5, 6, 700, datetime.timezone.utc)

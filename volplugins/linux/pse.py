@@ -17,12 +17,11 @@ from volatility3.plugins import timeliner
 if importlib.util.find_spec("live") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from live.columns import process_of
 from live.core.errors import PseError
 from live.core.events import Event
 from live.core.text import printable
-from live.volatility import elf_image as programs
-from live.volatility import grid, sources
+from live.output.columns import process_of
+from live.volatility.output import grid, programs, sources
 
 vollog = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Lets ``-f qemu:///PATH`` name the memory of a running guest: see `live.volatility.handler`.
+"""Lets ``-f qemu:///PATH`` name the memory of a running guest: see `live.volatility.input.handler`.
 
 Volatility finds URL handlers among the subclasses of its interfaces; importing them is all it takes.
 """
@@ -14,6 +14,6 @@ from pathlib import Path
 if importlib.util.find_spec("live") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from live.volatility.handler import GuestHandler
+from live.volatility.input.handler import GuestHandler
 
 __all__ = ["GuestHandler"]

@@ -1,4 +1,4 @@
-"""Lets every Linux plugin look at a recording, at any event: see `live.volatility.recording`.
+"""Lets every Linux plugin look at a recording, at any event: see `live.volatility.input.recording`.
 
 Volatility finds what is here among the subclasses of its interfaces; importing it is all it takes.
 """
@@ -14,6 +14,6 @@ from pathlib import Path
 if importlib.util.find_spec("live") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from live.volatility.recording import RecordingLayer, RecordingOptions, RecordingStacker, SymbolsHandler
+from live.volatility.input.recording import RecordingLayer, RecordingOptions, RecordingStacker, SymbolsHandler
 
 __all__ = ["RecordingLayer", "RecordingOptions", "RecordingStacker", "SymbolsHandler"]

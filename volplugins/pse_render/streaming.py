@@ -1,4 +1,4 @@
-"""``-r rich`` and ``-r jsonlines``: see `live.volatility.rich_text` and `live.volatility.json_lines`.
+"""``-r rich`` and ``-r jsonlines``: see `live.volatility.output`.
 
 Volatility finds renderers among the subclasses of its interfaces; importing them is all it takes.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 if importlib.util.find_spec("live") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from live.volatility.json_lines import JsonLinesStream
-from live.volatility.rich_text import RichText
+from live.volatility.output.json_lines import JsonLinesStream
+from live.volatility.output.rich_text import RichText
 
 __all__ = ["JsonLinesStream", "RichText"]

@@ -1,4 +1,4 @@
-"""Lets every Linux plugin work without a symbol table from the user: see `live.volatility.stacker`.
+"""Lets every Linux plugin work without a symbol table from the user: see `live.volatility.input.stacker`.
 
 Volatility finds stackers and automagics among the subclasses of its interfaces; importing them is all it
 takes.
@@ -14,6 +14,6 @@ from pathlib import Path
 if importlib.util.find_spec("live") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from live.volatility.stacker import KernelStacker, TableFinder
+from live.volatility.input.stacker import KernelStacker, TableFinder
 
 __all__ = ["KernelStacker", "TableFinder"]

@@ -1,0 +1,1 @@
+"""Architectures: the only place that knows registers, page tables and instruction forms."""

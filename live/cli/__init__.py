@@ -1,0 +1,1 @@
+"""The `pse` command, one file a subcommand."""

@@ -1,0 +1,1 @@
+"""Guest RAM of a QEMU: where it lies, and the ways to read it."""

@@ -1,0 +1,1 @@
+"""QEMU's monitor: commands, pauses, and the watchdog that ends a pause for us."""

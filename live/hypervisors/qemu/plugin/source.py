@@ -1,0 +1,292 @@
+"""`TrapSource` over the trap plugin.
+
+Theory of operation: trap.c.  The ring is the only way of events; while we sleep, an eventfd says that a held
+one is in it.  What is merely recorded does not wake us, so a wait looks at the ring again after `_GLANCE`.
+While traps are likely we nap instead: lookout.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Collection
+
+from live.core.errors import GuestGone, MemoryFault, NoTarget, NotPermitted, TargetError
+from live.core.memory import GuestPhysical, Segment
+from live.core.traps import AsidChange, CodeHit, Syscall, Trap, TrapCounters, TrapRequest
+from live.hypervisors.qemu.plugin import protocol
+from live.hypervisors.qemu.plugin.adaptive import Lookout
+
+DEFAULT_HOLD = 1.0
+"""Seconds that a vCPU is held at most, in which the reader gets a CPU (events.c)."""
+_GLANCE = 0.02
+_CONNECT_TIMEOUT = 2.0
+_ARM_TIMEOUT = 10.0
+"""Seconds for a request to be in force that needs code made anew (milliseconds, unless QEMU hangs)."""
+_NUDGE_S = 0.05
+_U64 = struct.Struct("<Q")
+
+
+class _HostAddresses:
+    """What `PluginSource` needs of the guest's memory: where QEMU has it."""
+
+    segments: tuple[Segment, ...]
+
+    def hva(self, gpa: int, length: int = 1) -> int:
+        """Address in QEMU's process."""
+        raise MemoryFault(gpa)
+
+
+class PluginSource:
+    """The reader of one guest's plugin.  The plugin serves one at a time."""
+
+    mode = "plugin"
+    supports: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit})
+    prefers: type = CodeHit
+    guarantee = (
+        "Every trap is taken, on every vCPU, and read before the guest's next system call (other than to "
+        "wait for a new child); none that needs a look is dropped, and no vCPU waits longer than the limit "
+        "for us if we hang."
+    )
+
+    def __init__(
+        self,
+        path: str,
+        memory: object,
+        hold: float = DEFAULT_HOLD,
+        nudge: Callable[[], None] | None = None,
+        remake: Callable[[Collection[GuestPhysical]], bool] | None = None,
+    ) -> None:
+        """Connect to the plugin's socket.  ``memory`` has ``hva(gpa, length)``; ``hold``: limit in seconds.
+
+        ``remake`` makes QEMU give up the code that it made of what is at these addresses, and says whether
+        it could.  Without it all code is made anew, and is a little slower than it was.
+        ``nudge`` makes every vCPU stand for a moment.  Without it, one that never sleeps and runs no code
+        that it has not run before may keep `arm` waiting then.
+
+        Raises `NoTarget`, `NotPermitted`, `TargetError` (in use by another reader, another version).
+        """
+        self.description = f"TCG plugin at {path}"
+        self._hva = getattr(memory, "hva", _HostAddresses().hva)
+        self._hold_ms = max(1, round(hold * 1000))
+        self._nudge, self._remake = nudge, remake
+        self._armed = False
+        self._delivered = 0
+        self._held: dict[int, tuple[int, bool]] = {}
+        """vCPU -> sequence, and whether it is a fence."""
+        self._descriptors: list[int] = []
+        self._socket = _connect(path)
+        try:
+            hello, self._descriptors, _, _ = socket.recv_fds(self._socket, protocol.HELLO.size, 256)
+            if len(hello) < protocol.HELLO.size:
+                raise TargetError(f"The plugin at {path} refused us; run as the guest's owner, or as root.")
+            magic, version, self.vcpu_count, self._slots = protocol.HELLO.unpack(hello)
+            if magic != protocol.MAGIC or version != protocol.PROTOCOL:
+                raise TargetError(
+                    "The guest has another version of the trap plugin; restart it with this one."
+                )
+            self._map = mmap.mmap(self._descriptors[0], 0)
+        except TimeoutError:
+            self._release()
+            raise TargetError(
+                f"The plugin at {path} serves another reader; end that one first, it serves one at a time."
+            ) from None
+        except BaseException:
+            self._release()
+            raise
+        self._view = memoryview(self._map)
+        self._ring = protocol.RING_OFFSET.unpack_from(self._view, protocol.RING_OFFSET_AT)[0]
+        self._tail = 0
+        self.lookout = Lookout(spare=len(os.sched_getaffinity(0)) > self.vcpu_count)
+        self._poll = select.poll()
+        self._poll.register(self._descriptors[1], select.POLLIN)
+        self._poll.register(self._socket, select.POLLIN)
+
+    def _word(self, at: int) -> int:
+        return int(_U64.unpack_from(self._view, at)[0])
+
+    @property
+    def counters(self) -> TrapCounters:
+        """See `live.core.traps.TrapSource.counters`."""
+        return TrapCounters(
+            delivered=self._delivered,
+            dropped=self._word(protocol.DROPPED_AT),
+            hold_timeouts=self._word(protocol.TIMEOUTS_AT),
+            held_ns=self._word(protocol.WAITED_AT),
+        )
+
+    def arm(self, request: TrapRequest) -> None:
+        """Replace what is trapped.
+
+        In force when this returns, but for *new* code addresses while a trap is held: they need every vCPU
+        to leave generated code for a moment, so they are in force soon after that trap is resumed.
+
+        Raises `MemoryFault` for a word that is not in guest RAM, `TargetError`, `GuestGone`.
+        """
+        if request.accesses:
+            raise TargetError("The trap plugin does not watch data; trap code addresses instead.")
+        stage = protocol.ARM
+        # Where something is trapped already a vCPU may be held, and cannot be made to stand.
+        if self._remake and request.gpas and not self._armed:
+            status, _ = self._send(request, protocol.PREPARE)
+            if status == protocol.STATUS_UNMADE and self._remake(request.gpas):
+                stage = protocol.MADE
+        status, flush = self._send(request, stage)
+        self._armed = True
+        # Behind a fence we compute beside the guest.  Where a vCPU stands we do not, and callbacks may run.
+        self.lookout.anywhere()
+        self.lookout.keeps_off = bool(request.fences)
+        if status == protocol.STATUS_FLUSHING:
+            if not self._held:
+                self._await_flush(flush)
+        elif status == protocol.STATUS_NO_MEMORY:
+            raise TargetError(
+                "QEMU got no memory for what is to be trapped, so nothing more is; free some on the host, "
+                "or use --mode gdbstub."
+            )
+        elif status:
+            raise TargetError(f"The trap plugin refused the request (status {status}); report this.")
+
+    def _send(self, request: TrapRequest, stage: int) -> tuple[int, int]:
+        """Status, and the number of the flush that it waits for."""
+        try:
+            message = protocol.encode_request(request, self._hold_ms, self._hva, stage)
+        except ValueError as error:
+            raise TargetError(f"The trap plugin cannot do that: {error}; ask for less.") from None
+        try:
+            self._socket.sendall(message)
+            answer = self._socket.recv(protocol.ANSWER.size, socket.MSG_WAITALL)
+        except OSError:
+            answer = b""
+        if len(answer) < protocol.ANSWER.size:
+            raise self._gone()
+        status, flush = protocol.ANSWER.unpack(answer)
+        return status, flush
+
+    def _await_flush(self, number: int) -> None:
+        nudge_at = time.monotonic() + _NUDGE_S
+        deadline = nudge_at + _ARM_TIMEOUT
+        while self._word(protocol.FLUSHES_AT) < number:
+            if not self._nothing():
+                return  # a vCPU is held or waits to be; the flush follows when it goes on
+            if self._hung_up():
+                raise self._gone()
+            now = time.monotonic()
+            if now > deadline:
+                raise TargetError(
+                    "Traps cannot be armed while the guest's vCPUs do not run; resume the guest."
+                )
+            if now > nudge_at and self._nudge is not None:
+                self._nudge()
+                nudge_at = math.inf
+            time.sleep(0.0005)
+
+    def _head(self) -> int:
+        return self._word(protocol.HEAD_AT)
+
+    def _nothing(self) -> bool:
+        return self._head() == self._tail
+
+    def _hung_up(self) -> bool:
+        return any(
+            number != self._descriptors[1] and flags & (select.POLLHUP | select.POLLERR | select.POLLIN)
+            for number, flags in self._poll.poll(0)
+        )
+
+    @staticmethod
+    def _gone() -> GuestGone:
+        return GuestGone("The guest has ended, and its trap plugin with it; start it to watch again.")
+
+    def wait(self, timeout: float | None) -> Trap | None:
+        """See `live.core.traps.TrapSource.wait`."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self.lookout.look(self._nothing, deadline)
+        while self._nothing():
+            rest = min(_GLANCE, deadline - time.monotonic())
+            for number, _flags in self._sleep(max(rest, 0) * 1000):
+                if number == self._descriptors[1]:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(number, 8)
+                elif self._nothing():
+                    raise self._gone()
+            if time.monotonic() >= deadline and self._nothing():
+                return None
+        at = self._ring + self._tail % self._slots * protocol.EVENT_SIZE
+        trap = protocol.decode_event(self._view, at)
+        fenced = self._view[at + protocol.HELD_AT] >= protocol.FENCED
+        (cpu,) = protocol.CPU.unpack_from(self._view, at + protocol.CPU_AT)
+        self._tail += 1
+        _U64.pack_into(self._view, protocol.TAIL_AT, self._tail)
+        self._delivered += 1
+        if trap.held:
+            self._held[trap.vcpu] = trap.sequence, fenced
+        self.lookout.trap(trap.time_ns, trap.vcpu, cpu)
+        return trap
+
+    def _sleep(self, milliseconds: float) -> list[tuple[int, int]]:
+        """What is ready of our descriptors, after a wait; the plugin writes one only while we sleep."""
+        _U64.pack_into(self._view, protocol.ASLEEP_AT, 1)
+        # The poll between the two keeps the CPU from looking at the head before our word is seen.
+        ready = self._poll.poll(0)
+        if not ready and self._nothing():
+            ready = self._poll.poll(milliseconds)
+        _U64.pack_into(self._view, protocol.ASLEEP_AT, 0)
+        return ready
+
+    def resume(self, trap: Trap, *, news: bool = True) -> None:
+        """See `live.core.traps.TrapSource.resume`."""
+        sequence, fenced = self._held.get(trap.vcpu, (None, False))
+        if sequence != trap.sequence:
+            return
+        del self._held[trap.vcpu]
+        at = protocol.RESUMED_AT + protocol.RESUMED_STRIDE * trap.vcpu
+        _U64.pack_into(self._view, at, trap.sequence)
+        if not fenced:  # whoever waits at a fence looks for the word
+            os.eventfd_write(self._descriptors[2 + trap.vcpu], 1)
+
+    def close(self) -> None:
+        """Detach: the plugin lets every vCPU go and is idle again.  Safe to call twice."""
+        if self._socket.fileno() < 0:
+            return
+        self.lookout.anywhere()
+        # The plugin hangs up when it has let go, so that nothing of ours is in force when this returns.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(_CONNECT_TIMEOUT)
+            self._socket.recv(1)
+        self._view.release()
+        self._map.close()
+        self._release()
+
+    def _release(self) -> None:
+        self._socket.close()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def _connect(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(_CONNECT_TIMEOUT)
+    try:
+        connection.connect(path)
+    except PermissionError:
+        connection.close()
+        raise NotPermitted(
+            f"Permission to use the plugin at {path} is denied; run as the guest's owner, or as root."
+        ) from None
+    except (TimeoutError, BlockingIOError):
+        connection.close()
+        raise TargetError(f"The plugin at {path} serves another reader; end that one first.") from None
+    except OSError as error:
+        connection.close()
+        raise NoTarget(
+            f"No trap plugin listens at {path} ({error.strerror}); start the guest with "
+            f'-plugin "$(pse plugin {path})".'
+        ) from error
+    return connection

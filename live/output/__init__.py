@@ -1,0 +1,1 @@
+"""Events for people and for other programs: one file a format."""

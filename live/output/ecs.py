@@ -1,0 +1,188 @@
+"""Events as Elastic Common Schema documents, one nested object an event.
+
+Field names are those of ECS 8 (`process.*`, `event.*`, `host.*`, RFC 0030 for the Linux event
+model); what ECS has no name for stands under ``pse``.  Values that could not be read are left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import functools
+import hashlib
+import json
+from typing import Any
+
+from live.core.events import Event, Identity, Process, ProcessEnd, ProcessExec, ProcessStart, StartReason
+from live.core.text import encodable
+from live.linux.boot import System
+from live.output.columns import command_line, process_of, reason, signal_name
+
+_ACTIONS = {StartReason.RUNNING: "running", StartReason.FORK: "fork", StartReason.EXEC: "exec"}
+
+
+def entity_id(system: System, identity: Identity) -> str:
+    """The process's id, the same for every observer of one boot.
+
+    RFC 0030 names its ingredients (boot id, pid, start time); here they are hashed with SHA-256 and
+    the first 16 bytes written in URL-safe base64.
+    """
+    return _hashed(system.boot_id, identity)
+
+
+@functools.lru_cache(4096)
+def _hashed(boot_id: str, identity: Identity) -> str:
+    seed = f"{boot_id}|{identity.pid}|{identity.start}"
+    return base64.urlsafe_b64encode(hashlib.sha256(seed.encode()).digest()[:16]).decode().rstrip("=")
+
+
+def document(event: Event, system: System, *, host: str, mode: str) -> dict[str, Any]:
+    """The event as nested dicts of JSON values; ``host`` is the VM's name, ``mode`` how it is watched."""
+    if isinstance(event, ProcessStart):
+        action = _ACTIONS[event.reason]
+    else:
+        action = "end" if isinstance(event, ProcessEnd) else "exec"
+    process, occasion = process_of(event), event.occasion
+    result: dict[str, Any] = _clean(
+        {
+            "@timestamp": _time(occasion.time_ns),
+            "event": {
+                "kind": "event",
+                "category": ["process"],
+                "type": [_type(event)],
+                "action": action,
+            },
+            "host": {
+                "name": host,
+                "hostname": system.hostname,
+                "boot": {"id": system.boot_id} if system.boot_id_known else None,
+            },
+            "process": _process(event, process, system),
+            "user": {"id": _string(process.euid)},
+            "group": {"id": _string(process.egid)},
+            "container": {"id": process.container_id},
+            "pse": {
+                "event": event.__class__.__name__,
+                "mode": mode,
+                "trigger": occasion.trigger,
+                "reason": reason(event),
+                "late_ms": round(occasion.late_ns / 1e6, 3),
+                "missed": occasion.missed,
+                "asid": f"{process.asid:#x}" if process.asid is not None else None,
+                "task": f"{process.task:#x}",
+                "start_boottime": process.identity.start,
+                "generation": process.generation,
+                "kernel_thread": process.kernel or None,
+                "args_truncated": process.args_truncated or None,
+                "ns_pid": process.ns_pid,
+                "cgroup": process.cgroup,
+                "namespaces": {name: getattr(process.namespaces, name) for name in _NAMESPACES}
+                if process.namespaces
+                else None,
+                **_ended(event),
+            },
+        }
+    )
+    return result
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_NAMESPACES = ("pid", "mnt", "net", "uts", "ipc", "cgroup", "user")
+
+
+def line(event: Event, system: System, *, host: str, mode: str) -> str:
+    """The document as one line of ASCII JSON, without the newline."""
+    found = document(event, system, host=host, mode=mode)
+    text = _encode(found)
+    # A lone surrogate, which a strict JSON reader refuses, stands as \ud... in it; there hardly ever is one.
+    return _encode(_encodable(found)) if "\\ud" in text else text
+
+
+def _process(event: Event, process: Process, system: System) -> dict[str, Any]:
+    parent = process.parent
+    return {
+        "pid": process.pid,
+        "name": process.comm,
+        "executable": process.exe,
+        "args": list(process.args) if process.args is not None else None,
+        "args_count": len(process.args) if process.args is not None else None,
+        "command_line": command_line(process),
+        "working_directory": process.cwd,
+        "entity_id": entity_id(system, process.identity),
+        "start": _time(process.start_ns),
+        "end": _time(event.occasion.time_ns) if _died(event) else None,
+        "exit_code": _exit_code(event),
+        "real_user": {"id": _string(process.uid)},
+        "real_group": {"id": _string(process.gid)},
+        "group_leader": {"pid": process.pgid},
+        "session_leader": {"pid": process.sid},
+        "parent": {"pid": process.ppid, "entity_id": entity_id(system, parent) if parent else None},
+        "previous": _previous(event.old) if isinstance(event, ProcessExec) else None,
+    }
+
+
+def _previous(process: Process) -> list[dict[str, Any]]:
+    return [{"executable": process.exe, "args": list(process.args) if process.args is not None else None}]
+
+
+def _type(event: Event) -> str:
+    """ECS event.type.  An image that exec replaced is a change: the process, and its entity_id, live on."""
+    if isinstance(event, ProcessStart):
+        return "info" if event.reason is StartReason.RUNNING else "start"
+    return "end" if _died(event) else "change"
+
+
+def _died(event: Event) -> bool:
+    return isinstance(event, ProcessEnd) and event.reason.value != "exec"
+
+
+def _exit_code(event: Event) -> int | None:
+    """As a shell has it: 128 + signal for a process that a signal killed."""
+    status = event.status if isinstance(event, ProcessEnd) else None
+    if status is None:
+        return None
+    return 128 + status.signal if status.signal is not None else status.code
+
+
+def _ended(event: Event) -> dict[str, Any]:
+    status = event.status if isinstance(event, ProcessEnd) else None
+    if status is None or status.signal is None:
+        return {}
+    return {"signal": {"number": status.signal, "name": signal_name(status.signal)}, "core": status.core}
+
+
+@functools.lru_cache(4096)
+def _time(time_ns: int | None) -> str | None:
+    """ISO 8601, UTC, microseconds."""
+    if time_ns is None:
+        return None
+    try:
+        moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=time_ns // 1000)
+    except OverflowError:  # the guest's clock may say anything
+        return None
+    return moment.isoformat(timespec="microseconds") + "Z"
+
+
+def _string(number: int | None) -> str | None:
+    return None if number is None else str(number)
+
+
+def _clean(value: dict[str, Any]) -> dict[str, Any]:
+    """Without what is None, and objects that are empty then."""
+    cleaned = {}
+    for key, item in value.items():
+        if item.__class__ is dict:
+            if inner := _clean(item):
+                cleaned[key] = inner
+        elif item is not None:
+            cleaned[key] = item
+    return cleaned
+
+
+def _encodable(value: Any) -> Any:
+    """With text that every JSON reader accepts."""
+    if isinstance(value, dict):
+        return {key: _encodable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    return encodable(value) if isinstance(value, str) else value

@@ -1,0 +1,1 @@
+"""What goes into Volatility: layers, stackers, symbol tables."""

@@ -1,0 +1,1 @@
+"""What comes out of Volatility: event sources of `linux.pse`, its columns, renderers."""

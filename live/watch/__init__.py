@@ -1,0 +1,1 @@
+"""From a guest to its events: attach, take steps, hand events on."""

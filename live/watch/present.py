@@ -1,0 +1,27 @@
+"""What is there at one moment, as events: for whoever does not want to watch."""
+
+from __future__ import annotations
+
+from live.core.events import EndReason, Event, ExitStatus, Occasion, ProcessEnd, ProcessStart, StartReason
+from live.linux.details import ProcessReader
+from live.linux.kernel import LinuxKernel
+
+
+def present(kernel: LinuxKernel, processes: ProcessReader, time_ns: int) -> list[Event]:
+    """Every thread group on the task list: a start for what runs, an end for a zombie.
+
+    ``time_ns``: UTC ns by the observer's clock.  Raises `MemoryFault` if not even the head of the list can
+    be read.
+    """
+    look = kernel.look(time_ns, "attach")
+    occasion = Occasion(time_ns=time_ns, trigger=look.trigger)
+    events: list[Event] = []
+    for task in look.tasks:
+        process = processes.describe(task)
+        if task.dead:
+            status = ExitStatus.from_kernel(task.exit_code)
+            reason = EndReason.SIGNAL if status.signal is not None else EndReason.EXIT
+            events.append(ProcessEnd(process=process, reason=reason, status=status, occasion=occasion))
+        else:
+            events.append(ProcessStart(process=process, reason=StartReason.RUNNING, occasion=occasion))
+    return events

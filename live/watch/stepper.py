@@ -1,0 +1,99 @@
+"""One step of watching: a look or a trap, over the memory as it is now, gives events.
+
+Everything that depends on the outside comes in as an argument (the trap, the time), everything else
+is read from guest memory.  So the same steps over the same memory give the same events, byte for
+byte: that is what a recording replays.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from live.core.events import Event, Occasion, Process
+from live.core.snapshot import Task
+from live.core.tracker import Counts, Tracker
+from live.core.traps import Access, CodeHit, Trap
+from live.linux.details import ProcessReader
+from live.linux.kernel import LinuxKernel
+from live.linux.points import LifecyclePoints
+
+LONG_HELD_NS = 100_000_000
+"""A trap that is older may not be held for much longer; where a hold has run out, it may be the one."""
+
+
+class Steps(Protocol):
+    """What a watcher drives: `Stepper`, or something that also writes down what it does."""
+
+    tracker: Tracker
+
+    def look(self, time_ns: int, trigger: str) -> list[Event]:
+        """Look at the whole task list."""
+
+    def trap(self, trap: Trap, time_ns: int, late_ns: int) -> list[Event]:
+        """Take in a trap, while its vCPU is held."""
+
+
+class Stepper:
+    """Drives the tracker of one kernel, one step at a time."""
+
+    def __init__(self, kernel: LinuxKernel, processes: ProcessReader) -> None:
+        """The first step must be a look: it seeds the tracker."""
+        self._kernel = kernel
+        self._processes = processes
+        self._points: LifecyclePoints | None = None
+        self._standing = False
+        self.tracker = Tracker(self._describe, kernel.revisit)
+
+    @property
+    def counts(self) -> Counts:
+        """Events so far, and what was missed."""
+        return self.tracker.counts
+
+    @property
+    def points(self) -> LifecyclePoints:
+        """What traps mean.  Raises `SymbolsMissing` if the kernel lacks a function."""
+        if self._points is None:
+            self._points = LifecyclePoints(self._kernel)
+        return self._points
+
+    def look(self, time_ns: int, trigger: str) -> list[Event]:
+        """Look at the whole task list.  ``time_ns``: UTC ns by the observer's clock.
+
+        Raises `MemoryFault` if not even the head of the list can be read.
+        """
+        self._standing = False
+        self.tracker.receive_tasks(self._kernel.look(time_ns, trigger))
+        return self._events()
+
+    def trap(self, trap: Trap, time_ns: int, late_ns: int) -> list[Event]:
+        """Take in a trap, while its vCPU is held.  ``late_ns``: ns since it was taken."""
+        if not isinstance(trap, CodeHit | Access):
+            return []
+        self._standing = trap.held and late_ns < LONG_HELD_NS
+        reached = self.points.reached(trap)
+        if reached is None:
+            self.tracker.counts.unreadable += 1
+            return []
+        if reached.created is not None:
+            self.tracker.created(*reached.created)
+        if reached.happening is None:
+            return []
+        self.tracker.receive(
+            reached.happening,
+            Occasion(
+                time_ns=time_ns,
+                trigger=reached.function,
+                late_ns=late_ns,
+                missed=self.tracker.counts.missed,
+            ),
+        )
+        return self._events()
+
+    def _describe(self, task: Task) -> Process:
+        return self._processes.describe(task, standing=self._standing)
+
+    def _events(self) -> list[Event]:
+        events = []
+        while (event := self.tracker.next_event()) is not None:
+            events.append(event)
+        return events

@@ -1,0 +1,200 @@
+"""What drives the tracker: a timer, or traps.
+
+Poll: on every tick the kernel's counters are read, O(1).  Only if they moved, or if the guest was
+busy within the last second, or when the refresh is due, is the task list walked: exec, and the
+death of a process that nobody reaped, move no counter.  Where reading stops the guest, looks are so far
+apart that it stands for a small part of the time only (`live.core.memory.MemoryReader`).
+
+Traps: the kernel functions of `live.linux.points` are trapped, and each reports one finished
+step while its vCPU is held.  A look at the whole list seeds the tracker, and one is taken after a
+few seconds in which something was trapped, when the guest is idle for a moment, and at the end: it
+proves from the kernel's counters that nothing was missed, and repairs it, counted, if something was.
+
+A trap says something only while its vCPU is held: afterwards the task that it names may be
+another one.  If we were too late (stopped for longer than the hold limit, or starved for long), what was
+trapped meanwhile is left out, and a look takes its place before the next trap that is in time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from live.core.errors import GuestGone, MemoryFault
+from live.core.events import Event
+from live.core.snapshot import Counters
+from live.core.traps import Trap, TrapRequest, TrapSource
+from live.watch.session import Session
+from live.watch.stepper import LONG_HELD_NS, Steps
+
+Deliver = Callable[[Event], None]
+
+BUSY_S = 1.0
+REFRESH_S = 0.05
+IDLE_S = 0.1
+PROOF_S = 5.0
+
+
+@dataclass(slots=True)
+class Cost:
+    """What watching cost us.
+
+    ``looks`` walks of the task list took ``look_ns`` in all; ``traps`` were handled, for which vCPUs
+    were held for ``held_ns`` in all.  ``late`` traps were taken too late to be of use: a look took
+    their place.
+    """
+
+    looks: int = 0
+    look_ns: int = 0
+    traps: int = 0
+    held_ns: int = 0
+    late: int = 0
+
+
+class Poller:
+    """Drives the steps by a timer; ``interval`` in seconds."""
+
+    def __init__(self, session: Session, steps: Steps, interval: float) -> None:
+        """Nothing is read yet."""
+        self._session, self._steps, self._interval = session, steps, interval
+        self.cost = Cost()
+
+    def run(self, deadline: float | None, deliver: Deliver) -> Iterator[None]:
+        """Look until ``deadline`` (`time.monotonic`); yields after each tick.
+
+        Raises `GuestGone` when the guest ends, reboots or can no longer be read.
+        """
+        trigger, tick = "attach", time.monotonic()
+        memory = self._session.kernel.memory
+        seen: Counters | None = None
+        busy_until = refresh_at = 0.0
+        while True:
+            now = time.monotonic()
+            with _guest_readable():
+                memory.refresh()
+                counters = self._session.kernel.counters()
+                _require_same_boot(counters, seen)
+                if counters != seen or now < busy_until or now >= refresh_at:
+                    if counters != seen:
+                        busy_until = now + BUSY_S
+                    refresh_at = now + REFRESH_S
+                    seen = counters
+                    _look(self._steps, self.cost, trigger, deliver)
+                    trigger = "timer"
+            yield
+            if deadline is not None and now >= deadline:
+                return
+            tick = max(tick + self._interval, time.monotonic() + memory.rest())
+            until = tick if deadline is None else min(tick, deadline)
+            self._session.sleep(max(0.0, until - time.monotonic()))
+
+
+class Trapper:
+    """Drives the steps by traps: the kernel's own lifecycle functions."""
+
+    def __init__(self, session: Session, steps: Steps, source: TrapSource, request: TrapRequest) -> None:
+        """Nothing is armed yet.  ``request``: from `live.linux.points`."""
+        self._session, self._steps, self._source = session, steps, source
+        self.request = request
+        """What `run` will arm."""
+        self._losses, self._lost_ns, self._resync = (0, 0), 0, False
+        self.cost = Cost()
+
+    def run(self, deadline: float | None, deliver: Deliver) -> Iterator[None]:
+        """Handle traps until ``deadline`` (`time.monotonic`); yields after each.
+
+        ``deliver`` is called while the vCPU is held.  Raises `GuestGone`.
+        """
+        self._source.arm(self.request)
+        with _guest_readable():
+            _look(self._steps, self.cost, "attach", deliver)
+        yield
+        proof_at, dirty = time.monotonic() + PROOF_S, False
+        while True:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                break
+            trap = self._source.wait(IDLE_S if deadline is None else min(IDLE_S, deadline - now))
+            if trap is None:
+                self._resynchronise(deliver)
+                self._session.sleep(0)
+                with _guest_readable():
+                    _require_same_boot(self._session.kernel.counters(), self._steps.tracker.counters)
+            else:
+                dirty = True
+                self._handle(trap, deliver)
+            # Proof when the guest is idle; when it never is, anyway, a little later.
+            if dirty and now >= proof_at and (trap is None or now >= proof_at + PROOF_S):
+                with _guest_readable():
+                    _look(self._steps, self.cost, "proof", deliver)
+                proof_at, dirty = now + PROOF_S, False
+            yield
+        # The last proof, while what has not been handled is still held.
+        with _guest_readable():
+            _look(self._steps, self.cost, "proof", deliver)
+        self._source.arm(TrapRequest())
+        yield
+
+    def _handle(self, trap: Trap, deliver: Deliver) -> None:
+        news = True
+        try:
+            if self._in_time(trap):
+                self._resynchronise(deliver)
+                counts = self._steps.tracker.counts
+                unreadable = counts.unreadable
+                events = self._steps.trap(trap, time.time_ns(), time.monotonic_ns() - trap.time_ns)
+                news = bool(events)
+                self._resync |= counts.unreadable > unreadable
+                for event in events:
+                    deliver(event)
+            else:
+                self.cost.late += 1
+                self._resync = True
+        finally:
+            self._source.resume(trap, news=news)
+        self.cost.traps += 1
+        self.cost.held_ns = self._source.counters.held_ns
+
+    def _in_time(self, trap: Trap) -> bool:
+        """Whether the vCPU of a trap still stands where it was trapped, so that memory is as it was then."""
+        counters = self._source.counters
+        losses = (counters.hold_timeouts, counters.dropped)
+        now = time.monotonic_ns()
+        if losses != self._losses:
+            self._losses, self._lost_ns, self._resync = losses, now, True
+        # Every vCPU may have been held then: of the traps from before, the old ones are over.
+        return trap.held and (trap.time_ns > self._lost_ns or now - trap.time_ns < LONG_HELD_NS)
+
+    def _resynchronise(self, deliver: Deliver) -> None:
+        if self._resync:
+            self._resync = False
+            with _guest_readable():
+                _look(self._steps, self.cost, "resync", deliver)
+
+
+def _look(steps: Steps, cost: Cost, trigger: str, deliver: Deliver) -> None:
+    begin = time.perf_counter_ns()
+    events = steps.look(time.time_ns(), trigger)
+    cost.looks += 1
+    cost.look_ns += time.perf_counter_ns() - begin
+    for event in events:
+        deliver(event)
+
+
+def _require_same_boot(now: Counters, before: Counters | None) -> None:
+    if before is not None and now.forks < before.forks:
+        raise GuestGone("the guest was started anew; run pse watch again to follow it")
+
+
+@contextlib.contextmanager
+def _guest_readable() -> Iterator[None]:
+    """Turns a fault in the kernel's own globals into `GuestGone`."""
+    try:
+        yield
+    except MemoryFault as fault:
+        raise GuestGone(
+            f"the guest's kernel can no longer be read ({fault}): it was probably started anew; "
+            "run pse watch again"
+        ) from fault
