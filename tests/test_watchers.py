@@ -14,7 +14,7 @@ from live.core.snapshot import Counters
 from live.core.tracker import Tracker
 from live.core.traps import TrapCounters, TrapRequest, VcpuIndex
 from live.watch.watchers import Trapper
-from tests.core.build import describe, look
+from tests.core.build import describe, snapshot
 from tests.hypervisors.fake import FakeSource, code_hit
 
 REQUEST = TrapRequest(code=frozenset({GuestVirtual(0x1000)}))
@@ -27,7 +27,7 @@ class Steps:
         self.tracker = Tracker(describe)
         self.done = []
 
-    def look(self, time_ns, trigger):
+    def snapshot(self, time_ns, trigger):
         self.done.append(trigger)
         return []
 
@@ -74,7 +74,7 @@ def test_where_nothing_follows_the_look_comes_when_the_guest_is_idle():
 
 def test_a_guest_that_was_started_anew_is_noticed_without_a_word_from_the_monitor():
     steps = Steps()
-    steps.tracker.receive_tasks(look(forks=11))
+    steps.tracker.receive_tasks(snapshot(forks=11))
     trapper = Trapper(session(forks=10), steps, FakeSource([]), REQUEST)
     with pytest.raises(GuestGone, match="started anew"):
         list(trapper.run(time.monotonic() + 1, lambda event: None))

@@ -248,7 +248,7 @@ def _summary(monitor: Monitor, began: float, cpu: float) -> str:
     worked = (
         f"{cost.traps} traps, vCPUs held for {cost.held_ns / max(cost.traps, 1) / 1000:.0f} us each"
         if cost.traps
-        else f"{cost.looks} looks of {cost.look_ns / max(cost.looks, 1) / 1000:.0f} us"
+        else f"{cost.snapshots} looks of {cost.snapshot_ns / max(cost.snapshots, 1) / 1000:.0f} us"
     )
     text = (
         f"{elapsed:.1f} s: {counts.starts} starts, {counts.execs} execs, {counts.ends} ends; "

@@ -67,7 +67,7 @@ class Counters(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Snapshot:
     """All thread groups at one moment.
 
     ``time_ns``: UTC ns, observer's clock.  ``torn``: the guest changed the list while it was read
@@ -106,22 +106,22 @@ class Happening(NamedTuple):
 
 
 def difference(
-    known: Mapping[Identity, Task], look: Look, attached: Container[Identity] = ()
+    known: Mapping[Identity, Task], snapshot: Snapshot, attached: Container[Identity] = ()
 ) -> Iterator[Happening]:
     """What must have happened between two looks, in an order that the kernel allows.
 
     ``known`` are the tasks of the look before, by identity; ``attached`` the identities that were
     there when we attached.  Disappearances come first (their pids may have been reused since),
     then what is new, parents before children as the list has them.  Tasks inside execve are left
-    as they were: they are complete at a later look, under the same identity.
+    as they were: they are complete at a later snapshot, under the same identity.
     """
-    if not look.torn:
+    if not snapshot.torn:
         # A torn list may lack a task that lives: only a consistent one proves an absence.
-        seen = {task.identity for task in look.tasks}
+        seen = {task.identity for task in snapshot.tasks}
         for identity, old in known.items():
             if identity not in seen:
                 yield Happening(Moment.REAP, old)
-    for task in look.tasks:
+    for task in snapshot.tasks:
         if task.transient and not task.dead:
             continue
         before = known.get(task.identity)

@@ -24,7 +24,7 @@ from live.core.events import (
     StartReason,
 )
 from live.core.lifecycle import TRANSITIONS, Emit, State
-from live.core.snapshot import Counters, Happening, Look, Moment, Task, comm_of, difference
+from live.core.snapshot import Counters, Happening, Moment, Snapshot, Task, comm_of, difference
 
 _STARTS = {
     Emit.START_RUNNING: StartReason.RUNNING,
@@ -90,7 +90,7 @@ class Tracker:
 
     @property
     def counters(self) -> Counters | None:
-        """The kernel's counters at the last consistent look."""
+        """The kernel's counters at the last consistent snapshot."""
         return self._counters
 
     def live(self) -> list[Process]:
@@ -105,29 +105,29 @@ class Tracker:
         """Take note of a new task, thread or process, that a trap reported."""
         self._trapped.add((tid, start))
 
-    def receive_tasks(self, look: Look) -> None:
+    def receive_tasks(self, snapshot: Snapshot) -> None:
         """Take in a look at the whole task list."""
         if self._attached is None:
-            self._attached = {task.identity for task in look.tasks}
-        late = look.time_ns - self._time_ns if self._counters is not None else 0
-        self._account(look)
+            self._attached = {task.identity for task in snapshot.tasks}
+        late = snapshot.time_ns - self._time_ns if self._counters is not None else 0
+        self._account(snapshot)
         occasion = Occasion(
-            time_ns=look.time_ns, trigger=look.trigger, late_ns=late, missed=self.counts.missed
+            time_ns=snapshot.time_ns, trigger=snapshot.trigger, late_ns=late, missed=self.counts.missed
         )
-        for happening in list(difference(self._tasks, look, self._attached)):
+        for happening in list(difference(self._tasks, snapshot, self._attached)):
             if happening.moment is not Moment.REAP:
                 self._gone.pop(happening.task.identity, None)  # a list that lied: it is there again
             self.receive(happening, occasion)
-        for task in look.tasks:
+        for task in snapshot.tasks:
             # Kept current, so that what is reported of a vanished task is its latest state.
             if task.identity in self._tasks and not task.transient:
                 self._tasks[task.identity] = task
-        if not look.torn:
+        if not snapshot.torn:
             # Found inside execve, and gone before it was complete: found, but never shown.
-            listed = {task.identity for task in look.tasks}
+            listed = {task.identity for task in snapshot.tasks}
             self.counts.missed += len(self._unfinished - listed - self._tasks.keys())
             self._unfinished = listed - self._tasks.keys()
-        self._time_ns = look.time_ns
+        self._time_ns = snapshot.time_ns
 
     def receive(self, happening: Happening, occasion: Occasion) -> None:
         """Take in one moment of one thread group, from a trap or from the difference of looks."""
@@ -149,7 +149,7 @@ class Tracker:
         if transition is None:
             self.counts.unexpected += 1
             return
-        # A look may have found it inside execve; now it is known, and it may be gone at the next look.
+        # A look may have found it inside execve; now it is known, and it may be gone at the next snapshot.
         self._unfinished.discard(identity)
         if state is State.ABSENT and moment is Moment.DEATH:
             self.counts.late += 1
@@ -224,24 +224,25 @@ class Tracker:
         parent = self._by_pid.get(process.ppid)
         return replace(process, parent=parent) if parent is not None else process
 
-    def _account(self, look: Look) -> None:
+    def _account(self, snapshot: Snapshot) -> None:
         """How many tasks came and went unseen: those created, less those found on the list or trapped."""
-        if look.torn:
+        if snapshot.torn:
             self.counts.torn += 1
-            # What it found was there, and is shown: not missed, even if it is gone at the next look.
-            inside_execve = {task.identity for task in look.tasks if task.transient and not task.dead}
-            self._trapped |= look.tids - (inside_execve - self._tasks.keys())
+            # What it found was there, and is shown: not missed, even if it is gone at the next snapshot.
+            inside_execve = {task.identity for task in snapshot.tasks if task.transient and not task.dead}
+            self._trapped |= snapshot.tids - (inside_execve - self._tasks.keys())
             return
         if self._counters is not None:
-            created = (look.counters.forks - self._counters.forks) % (1 << 64)
-            found = len((look.tids | self._trapped) - self._tids)
+            created = (snapshot.counters.forks - self._counters.forks) % (1 << 64)
+            found = len((snapshot.tids | self._trapped) - self._tids)
             # The kernel puts a task on the list a moment before it counts it: what was found too early is
-            # counted by the next look. A hostile guest that turns the counter back makes no nonsense of it.
+            # counted by the next snapshot.  A hostile guest that turns the counter back makes no nonsense of
+            # it.
             if created < 1 << 40:
                 unseen = created - found - self._uncounted
                 self._unseen = max(unseen, 0)
                 self.counts.missed += self._unseen
                 self._uncounted = max(-unseen, 0)
-        self._counters = look.counters
-        self._tids = look.tids
+        self._counters = snapshot.counters
+        self._tids = snapshot.tids
         self._trapped.clear()

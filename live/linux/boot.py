@@ -66,7 +66,7 @@ def _boot_id(kernel: LinuxKernel) -> uuid.UUID | None:
 def _derived(kernel: LinuxKernel) -> uuid.UUID:
     """Stable within a boot and different in the next: KASLR's choices and the first process's start."""
     place = kernel.place
-    first = next((task for task in kernel.look(0, "").tasks if task.identity.pid == 1), None)
+    first = next((task for task in kernel.snapshot(0, "").tasks if task.identity.pid == 1), None)
     seed = (place.kaslr_shift, place.phys_base, kernel.memory.direct, first.identity if first else None)
     return uuid.UUID(bytes=hashlib.sha256(repr(seed).encode()).digest()[:16], version=5)
 

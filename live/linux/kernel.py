@@ -35,7 +35,7 @@ from live.arch.x86_64 import PageTable
 from live.core.errors import MemoryFault
 from live.core.events import Identity
 from live.core.memory import MemoryReader
-from live.core.snapshot import Counters, Look, Task
+from live.core.snapshot import Counters, Snapshot, Task
 from live.linux.kernel_memory import START_KERNEL_MAP, KernelMemory
 from live.linux.layout import SymbolTable, field
 
@@ -189,7 +189,7 @@ class LinuxKernel:
         """Read every task anew at the next look."""
         self._seen = {}
 
-    def look(self, time_ns: int, trigger: str) -> Look:
+    def snapshot(self, time_ns: int, trigger: str) -> Snapshot:
         """All thread groups, the idle task left out, kernel threads and zombies included.
 
         ``time_ns`` and ``trigger`` are passed on.  Raises `MemoryFault` only if not even the head
@@ -203,10 +203,10 @@ class LinuxKernel:
             if whole and self.counters() == before:
                 break
             if attempt + 1 == _TRIES:
-                return Look(
+                return Snapshot(
                     time_ns=time_ns, trigger=trigger, counters=before, tasks=tasks, tids=tids, torn=True
                 )
-        return Look(time_ns=time_ns, trigger=trigger, counters=before, tasks=tasks, tids=tids)
+        return Snapshot(time_ns=time_ns, trigger=trigger, counters=before, tasks=tasks, tids=tids)
 
     def _walk(self) -> tuple[list[Task], frozenset[tuple[int, int]], bool]:
         """(tasks, all tids, whether the walk came back to where it began).

@@ -78,7 +78,7 @@ class Replay:
     def _take(self, stepper: Stepper, step: Step) -> list[Event]:
         try:
             if step.kind == "look":
-                return stepper.look(step.time_ns, step.cause)
+                return stepper.snapshot(step.time_ns, step.cause)
             if step.trap is not None:
                 return stepper.trap(step.trap, step.time_ns, step.late_ns)
         except MemoryFault as fault:

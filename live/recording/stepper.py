@@ -68,10 +68,10 @@ class RecordingStepper:
         self.frames = 0
         """Frames taken so far."""
 
-    def look(self, time_ns: int, trigger: str) -> list[Event]:
+    def snapshot(self, time_ns: int, trigger: str) -> list[Event]:
         """See `live.watch.stepper.Steps.look`.  Raises `TargetError` if the recording cannot be written."""
         return self._step(
-            lambda: self._steps.look(time_ns, trigger), "look", time_ns=time_ns, cause=trigger, held=False
+            lambda: self._steps.snapshot(time_ns, trigger), "look", time_ns=time_ns, cause=trigger, held=False
         )
 
     def attach(self) -> list[Event]:
@@ -79,7 +79,7 @@ class RecordingStepper:
         if not self._frames.wanted:
             return []
         with self._hold(False) as still:
-            events = self.look(time.time_ns(), "attach")
+            events = self.snapshot(time.time_ns(), "attach")
             self._take("start", self._writer.last_step, still)
         return events
 

@@ -13,10 +13,10 @@ def present(kernel: LinuxKernel, processes: ProcessReader, time_ns: int) -> list
     ``time_ns``: UTC ns by the observer's clock.  Raises `MemoryFault` if not even the head of the list can
     be read.
     """
-    look = kernel.look(time_ns, "attach")
-    occasion = Occasion(time_ns=time_ns, trigger=look.trigger)
+    snapshot = kernel.snapshot(time_ns, "attach")
+    occasion = Occasion(time_ns=time_ns, trigger=snapshot.trigger)
     events: list[Event] = []
-    for task in look.tasks:
+    for task in snapshot.tasks:
         process = processes.describe(task)
         if task.dead:
             status = ExitStatus.from_kernel(task.exit_code)

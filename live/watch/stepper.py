@@ -26,8 +26,8 @@ class Steps(Protocol):
 
     tracker: Tracker
 
-    def look(self, time_ns: int, trigger: str) -> list[Event]:
-        """Look at the whole task list."""
+    def snapshot(self, time_ns: int, trigger: str) -> list[Event]:
+        """Snapshot at the whole task list."""
 
     def trap(self, trap: Trap, time_ns: int, late_ns: int) -> list[Event]:
         """Take in a trap, while its vCPU is held."""
@@ -56,13 +56,13 @@ class Stepper:
             self._points = LifecyclePoints(self._kernel)
         return self._points
 
-    def look(self, time_ns: int, trigger: str) -> list[Event]:
-        """Look at the whole task list.  ``time_ns``: UTC ns by the observer's clock.
+    def snapshot(self, time_ns: int, trigger: str) -> list[Event]:
+        """Snapshot at the whole task list.  ``time_ns``: UTC ns by the observer's clock.
 
         Raises `MemoryFault` if not even the head of the list can be read.
         """
         self._standing = False
-        self.tracker.receive_tasks(self._kernel.look(time_ns, trigger))
+        self.tracker.receive_tasks(self._kernel.snapshot(time_ns, trigger))
         return self._events()
 
     def trap(self, trap: Trap, time_ns: int, late_ns: int) -> list[Event]:

@@ -41,13 +41,13 @@ PROOF_S = 5.0
 class Cost:
     """What watching cost us.
 
-    ``looks`` walks of the task list took ``look_ns`` in all; ``traps`` were handled, for which vCPUs
+    ``looks`` walks of the task list took ``snapshot_ns`` in all; ``traps`` were handled, for which vCPUs
     were held for ``held_ns`` in all.  ``late`` traps were taken too late to be of use: a look took
     their place.
     """
 
-    looks: int = 0
-    look_ns: int = 0
+    snapshots: int = 0
+    snapshot_ns: int = 0
     traps: int = 0
     held_ns: int = 0
     late: int = 0
@@ -62,7 +62,7 @@ class Poller:
         self.cost = Cost()
 
     def run(self, deadline: float | None, deliver: Deliver) -> Iterator[None]:
-        """Look until ``deadline`` (`time.monotonic`); yields after each tick.
+        """Snapshot until ``deadline`` (`time.monotonic`); yields after each tick.
 
         Raises `GuestGone` when the guest ends, reboots or can no longer be read.
         """
@@ -81,7 +81,7 @@ class Poller:
                         busy_until = now + BUSY_S
                     refresh_at = now + REFRESH_S
                     seen = counters
-                    _look(self._steps, self.cost, trigger, deliver)
+                    _snapshot(self._steps, self.cost, trigger, deliver)
                     trigger = "timer"
             yield
             if deadline is not None and now >= deadline:
@@ -109,7 +109,7 @@ class Trapper:
         """
         self._source.arm(self.request)
         with _guest_readable():
-            _look(self._steps, self.cost, "attach", deliver)
+            _snapshot(self._steps, self.cost, "attach", deliver)
         yield
         proof_at, dirty = time.monotonic() + PROOF_S, False
         while True:
@@ -128,12 +128,12 @@ class Trapper:
             # Proof when the guest is idle; when it never is, anyway, a little later.
             if dirty and now >= proof_at and (trap is None or now >= proof_at + PROOF_S):
                 with _guest_readable():
-                    _look(self._steps, self.cost, "proof", deliver)
+                    _snapshot(self._steps, self.cost, "proof", deliver)
                 proof_at, dirty = now + PROOF_S, False
             yield
         # The last proof, while what has not been handled is still held.
         with _guest_readable():
-            _look(self._steps, self.cost, "proof", deliver)
+            _snapshot(self._steps, self.cost, "proof", deliver)
         self._source.arm(TrapRequest())
         yield
 
@@ -171,14 +171,14 @@ class Trapper:
         if self._resync:
             self._resync = False
             with _guest_readable():
-                _look(self._steps, self.cost, "resync", deliver)
+                _snapshot(self._steps, self.cost, "resync", deliver)
 
 
-def _look(steps: Steps, cost: Cost, trigger: str, deliver: Deliver) -> None:
+def _snapshot(steps: Steps, cost: Cost, trigger: str, deliver: Deliver) -> None:
     begin = time.perf_counter_ns()
-    events = steps.look(time.time_ns(), trigger)
-    cost.looks += 1
-    cost.look_ns += time.perf_counter_ns() - begin
+    events = steps.snapshot(time.time_ns(), trigger)
+    cost.snapshots += 1
+    cost.snapshot_ns += time.perf_counter_ns() - begin
     for event in events:
         deliver(event)
 

@@ -122,7 +122,7 @@ def test_behind_a_fence_the_guest_makes_no_system_call_but_to_wait_for_a_child()
                 source.resume(trap)
 
         source.arm(replace(session.request(source), fences=stepper.points.fences))
-        stepper.look(0, "attach")
+        stepper.snapshot(0, "attach")
         thread = threading.Thread(target=watch)
         thread.start()
         with guest.truth(events=["raw_syscalls/sys_enter"]) as recorder:

@@ -82,7 +82,7 @@ def measure(guest: Guest, mode: str, commands: Sequence[list[str]], *, fences: b
         try:
             request = session.request(source)
             source.arm(replace(request, fences=stepper.points.fences) if fences else request)
-            stepper.look(time.time_ns(), "attach")
+            stepper.snapshot(time.time_ns(), "attach")
             for command in commands:
                 job = guest.start(command)
                 while (trap := source.wait(0.1)) is not None or job.running:

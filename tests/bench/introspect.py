@@ -62,25 +62,25 @@ def main() -> None:
     with Guest(GuestSpec()) as guest, tempfile.TemporaryDirectory() as directory:
         with Session(str(guest.monitor)) as session:
             kernel = session.kernel
-            missing = TASKS - len(kernel.look(0, "").tasks)
+            missing = TASKS - len(kernel.snapshot(0, "").tasks)
             guest.run("".join("sleep 600 & " for _ in range(missing)) + ":")
             time.sleep(1)
-            look = kernel.look(0, "")
+            look = kernel.snapshot(0, "")
             init = look.tasks[0]
 
             def anew() -> None:
                 kernel.forget()
-                kernel.look(0, "")
+                kernel.snapshot(0, "")
 
             rows = [
                 ("did anything change? (counters)", median_us(kernel.counters, 3000), "-"),
                 ("task list, 12 fields, first look", median_us(anew), "PANDA osi in C 248; drgn 13 000"),
-                ("task list, 12 fields, next look", median_us(lambda: kernel.look(0, "")), "the same"),
+                ("task list, 12 fields, next look", median_us(lambda: kernel.snapshot(0, "")), "the same"),
                 ("one process, every field", median_us(lambda: session.processes.describe(init)), "-"),
             ]
             stepper = Stepper(kernel, session.processes)
-            stepper.look(0, "attach")
-            rows.append(("a look and its difference", median_us(lambda: stepper.look(0, "timer")), "-"))
+            stepper.snapshot(0, "attach")
+            rows.append(("a look and its difference", median_us(lambda: stepper.snapshot(0, "timer")), "-"))
             count = len(look.tasks)
         guest.stop()
         dump = guest.dump_elf(Path(directory) / "guest.elf")

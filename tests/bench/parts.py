@@ -82,7 +82,7 @@ def reader(target: str) -> None:
         renderer = JsonRenderer(nowhere, session.system, host=session.name, mode="plugin")
         source.arm(armed)  # now, so that no part has to have code generated anew
         _hurry()
-        stepper.look(0, "attach")
+        stepper.snapshot(0, "attach")
         part, before, longest = "off", 0, 0
         while True:
             trap = source.wait(0.02)
@@ -98,7 +98,7 @@ def reader(target: str) -> None:
                     break
                 source.arm(armed if part in ("traps", "watching") else TrapRequest())
                 if part == "watching":
-                    stepper.look(0, "resync")
+                    stepper.snapshot(0, "resync")
                 waited = source.counters.held_ns
                 print(waited - before, longest, flush=True)
                 before, longest = waited, 0

@@ -50,7 +50,7 @@ def work(lab, recorded):
         lab.steps = Stepper(kernel, ProcessReader(kernel, 0))
     lab.steps = timed = Timed(lab.steps)
     lab.guest.task(1, b"init")
-    lab.look()
+    lab.snapshot()
     free = None
     for pid in range(100, 100 + EVENTS // 5):
         lab.run(1, pid)

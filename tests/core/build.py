@@ -1,7 +1,7 @@
 """Short ways to make tasks, looks and a tracker over them."""
 
 from live.core.events import Identity, Occasion, Process, ProcessEnd, ProcessExec
-from live.core.snapshot import Counters, Look, Task
+from live.core.snapshot import Counters, Snapshot, Task
 from live.core.tracker import Tracker
 
 
@@ -28,8 +28,8 @@ def task(pid, *, start=None, ppid=1, comm=b"sh", generation=0, **changes):
     return Task(**{**values, **changes})
 
 
-def look(*tasks, forks=0, threads=None, torn=False, time_ns=0, tids=None):
-    return Look(
+def snapshot(*tasks, forks=0, threads=None, torn=False, time_ns=0, tids=None):
+    return Snapshot(
         time_ns=time_ns,
         trigger="timer",
         counters=Counters(forks, len(tasks) if threads is None else threads, 0),

@@ -5,25 +5,27 @@ from hypothesis import strategies as st
 from live.core.events import EndReason, ExitStatus, Identity, ProcessEnd, ProcessStart
 from live.core.lifecycle import TRANSITIONS, State, diagram
 from live.core.snapshot import Happening, Moment, difference
-from tests.core.build import NOW, drain, look, task, tracker
+from tests.core.build import NOW, drain, snapshot, task, tracker
 
 
 def test_what_runs_at_attach_is_announced_once():
     t = tracker()
-    t.receive_tasks(look(task(1), task(2, comm=b"cron", generation=1)))
+    t.receive_tasks(snapshot(task(1), task(2, comm=b"cron", generation=1)))
     assert drain(t) == [("start", 1, "running", "sh"), ("start", 2, "running", "cron")]
-    t.receive_tasks(look(task(1), task(2, comm=b"cron", generation=1)))
+    t.receive_tasks(snapshot(task(1), task(2, comm=b"cron", generation=1)))
     assert drain(t) == []
 
 
 def test_fork_exec_and_death_seen_one_by_one():
     t = tracker()
-    t.receive_tasks(look(task(1)))
+    t.receive_tasks(snapshot(task(1)))
     drain(t)
-    t.receive_tasks(look(task(1), task(5), forks=1))
-    t.receive_tasks(look(task(1), task(5, comm=b"true", generation=1), forks=1))
-    t.receive_tasks(look(task(1), task(5, comm=b"true", generation=1, dead=True, exit_code=3 << 8), forks=1))
-    t.receive_tasks(look(task(1), forks=1))
+    t.receive_tasks(snapshot(task(1), task(5), forks=1))
+    t.receive_tasks(snapshot(task(1), task(5, comm=b"true", generation=1), forks=1))
+    t.receive_tasks(
+        snapshot(task(1), task(5, comm=b"true", generation=1, dead=True, exit_code=3 << 8), forks=1)
+    )
+    t.receive_tasks(snapshot(task(1), forks=1))
     assert drain(t) == [
         ("start", 5, "fork", "sh"),
         ("end", 5, "exec"),
@@ -35,47 +37,47 @@ def test_fork_exec_and_death_seen_one_by_one():
 
 def test_a_process_first_seen_after_its_exec_has_one_start():
     t = tracker()
-    t.receive_tasks(look(task(1)))
-    t.receive_tasks(look(task(1), task(5, comm=b"true", generation=1), forks=1))
+    t.receive_tasks(snapshot(task(1)))
+    t.receive_tasks(snapshot(task(1), task(5, comm=b"true", generation=1), forks=1))
     assert drain(t)[1:] == [("start", 5, "exec", "true")]
 
 
 def test_a_zombie_at_attach_emits_nothing_ever():
     t = tracker()
-    t.receive_tasks(look(task(1), task(5, dead=True)))
-    t.receive_tasks(look(task(1)))
+    t.receive_tasks(snapshot(task(1), task(5, dead=True)))
+    t.receive_tasks(snapshot(task(1)))
     assert drain(t) == [("start", 1, "running", "sh")]
 
 
 def test_a_task_inside_execve_keeps_its_old_name_until_it_is_done():
     t = tracker()
-    t.receive_tasks(look(task(1), task(5)))
-    t.receive_tasks(look(task(1), task(5, comm=b"half", generation=1, transient=True)))
+    t.receive_tasks(snapshot(task(1), task(5)))
+    t.receive_tasks(snapshot(task(1), task(5, comm=b"half", generation=1, transient=True)))
     assert drain(t) == [("start", 1, "running", "sh"), ("start", 5, "running", "sh")]
-    t.receive_tasks(look(task(1), task(5, comm=b"done", generation=1)))
+    t.receive_tasks(snapshot(task(1), task(5, comm=b"done", generation=1)))
     assert drain(t) == [("end", 5, "exec"), ("exec", 5, "sh", "done"), ("start", 5, "exec", "done")]
 
 
 def test_a_task_inside_execve_at_attach_was_running():
     t = tracker()
-    t.receive_tasks(look(task(5, transient=True)))
+    t.receive_tasks(snapshot(task(5, transient=True)))
     assert drain(t) == []
-    t.receive_tasks(look(task(5, comm=b"done", generation=1)))
+    t.receive_tasks(snapshot(task(5, comm=b"done", generation=1)))
     assert drain(t) == [("start", 5, "running", "done")]
 
 
 def test_pid_reuse_is_another_process():
     t = tracker()
-    t.receive_tasks(look(task(5, start=1)))
-    t.receive_tasks(look(task(5, start=2), forks=1))
+    t.receive_tasks(snapshot(task(5, start=1)))
+    t.receive_tasks(snapshot(task(5, start=2), forks=1))
     assert drain(t) == [("start", 5, "running", "sh"), ("end", 5, "gone"), ("start", 5, "fork", "sh")]
     assert [p.identity for p in t.live()] == [Identity(5, 2)]
 
 
 def test_how_a_vanished_process_ended_is_read_from_its_freed_task():
     t = tracker(revisit=lambda t: t._replace(exit_code=9, dead=True))
-    t.receive_tasks(look(task(5)))
-    t.receive_tasks(look())
+    t.receive_tasks(snapshot(task(5)))
+    t.receive_tasks(snapshot())
     t.next_event()
     end = t.next_event()
     assert isinstance(end, ProcessEnd)
@@ -85,67 +87,67 @@ def test_how_a_vanished_process_ended_is_read_from_its_freed_task():
 
 def test_a_torn_look_proves_no_absence():
     t = tracker()
-    t.receive_tasks(look(task(1), task(5)))
+    t.receive_tasks(snapshot(task(1), task(5)))
     drain(t)
-    t.receive_tasks(look(task(1), torn=True))
+    t.receive_tasks(snapshot(task(1), torn=True))
     assert drain(t) == []
     assert t.counts.torn == 1
-    t.receive_tasks(look(task(1)))
+    t.receive_tasks(snapshot(task(1)))
     assert drain(t) == [("end", 5, "gone")]
 
 
 def test_missed_is_created_less_found():
     t = tracker()
-    t.receive_tasks(look(task(1), forks=100))
-    t.receive_tasks(look(task(1), task(7), forks=105))
+    t.receive_tasks(snapshot(task(1), forks=100))
+    t.receive_tasks(snapshot(task(1), task(7), forks=105))
     assert t.counts.missed == 4
-    t.receive_tasks(look(task(1), task(7), forks=200, torn=True))
+    t.receive_tasks(snapshot(task(1), task(7), forks=200, torn=True))
     assert t.counts.missed == 4
-    t.receive_tasks(look(task(1), task(9), forks=107))
+    t.receive_tasks(snapshot(task(1), task(9), forks=107))
     assert t.counts.missed == 5
 
 
 def test_what_is_on_the_list_before_the_kernel_counts_it_is_not_missed():
     t = tracker()
-    t.receive_tasks(look(task(1), forks=100))
-    t.receive_tasks(look(task(1), task(7), forks=100))
-    t.receive_tasks(look(task(1), task(7), forks=100))
-    t.receive_tasks(look(task(1), task(7), forks=101))
+    t.receive_tasks(snapshot(task(1), forks=100))
+    t.receive_tasks(snapshot(task(1), task(7), forks=100))
+    t.receive_tasks(snapshot(task(1), task(7), forks=100))
+    t.receive_tasks(snapshot(task(1), task(7), forks=101))
     assert t.counts.missed == 0
-    t.receive_tasks(look(task(1), task(7), forks=103))
+    t.receive_tasks(snapshot(task(1), task(7), forks=103))
     assert t.counts.missed == 2
 
 
 def test_what_was_only_ever_seen_inside_execve_is_missed():
     t = tracker()
-    t.receive_tasks(look(task(1), forks=0))
-    t.receive_tasks(look(task(1), task(5, transient=True), forks=1))
-    t.receive_tasks(look(task(1), task(5, transient=True), forks=1, torn=True))
+    t.receive_tasks(snapshot(task(1), forks=0))
+    t.receive_tasks(snapshot(task(1), task(5, transient=True), forks=1))
+    t.receive_tasks(snapshot(task(1), task(5, transient=True), forks=1, torn=True))
     assert t.counts.missed == 0
-    t.receive_tasks(look(task(1), forks=1))
+    t.receive_tasks(snapshot(task(1), forks=1))
     assert t.counts.missed == 1
-    t.receive_tasks(look(task(1), task(6, transient=True), forks=2))
-    t.receive_tasks(look(task(1), task(6, generation=1), forks=2))
-    t.receive_tasks(look(task(1), forks=2))
+    t.receive_tasks(snapshot(task(1), task(6, transient=True), forks=2))
+    t.receive_tasks(snapshot(task(1), task(6, generation=1), forks=2))
+    t.receive_tasks(snapshot(task(1), forks=2))
     assert t.counts.missed == 1
     assert [e[:3] for e in drain(t)] == [("start", 1, "running"), ("start", 6, "exec"), ("end", 6, "gone")]
 
 
 def test_what_a_look_found_inside_execve_and_traps_then_showed_is_not_missed():
-    """Seen on 6.1 after holds had run out: a look, then EXEC, DEATH, and reaped before the next look."""
+    """Seen on 6.1 after holds had run out: a snapshot, EXEC, DEATH, and reaped before the next snapshot."""
     t = tracker()
-    t.receive_tasks(look(task(1), forks=0))
-    t.receive_tasks(look(task(1), task(5, transient=True), forks=1))
+    t.receive_tasks(snapshot(task(1), forks=0))
+    t.receive_tasks(snapshot(task(1), task(5, transient=True), forks=1))
     t.receive(Happening(Moment.EXEC, task(5, generation=1)), NOW)
     t.receive(Happening(Moment.DEATH, task(5, generation=1, dead=True)), NOW)
-    t.receive_tasks(look(task(1), forks=1))
+    t.receive_tasks(snapshot(task(1), forks=1))
     assert t.counts.missed == 0
     assert [e[:3] for e in drain(t)] == [("start", 1, "running"), ("start", 5, "exec"), ("end", 5, "exit")]
 
 
 def test_what_was_inside_execve_when_we_attached_and_dies_there_was_running():
     t = tracker()
-    t.receive_tasks(look(task(1), task(5, transient=True)))
+    t.receive_tasks(snapshot(task(1), task(5, transient=True)))
     t.receive(Happening(Moment.DEATH, task(5, dead=True, exit_code=9)), NOW)
     assert drain(t) == [("start", 1, "running", "sh"), ("start", 5, "running", "sh"), ("end", 5, "signal")]
     assert (t.counts.late, t.counts.unexpected) == (0, 0)
@@ -153,22 +155,22 @@ def test_what_was_inside_execve_when_we_attached_and_dies_there_was_running():
 
 def test_threads_are_found_and_are_no_processes():
     t = tracker()
-    t.receive_tasks(look(task(1), forks=10))
-    t.receive_tasks(look(task(1, threads=3), forks=12, tids=[(1, 1000), (8, 5), (9, 6)]))
+    t.receive_tasks(snapshot(task(1), forks=10))
+    t.receive_tasks(snapshot(task(1, threads=3), forks=12, tids=[(1, 1000), (8, 5), (9, 6)]))
     assert t.counts.missed == 0
     assert drain(t) == [("start", 1, "running", "sh")]
 
 
 def test_a_counter_that_runs_backwards_is_no_loss():
     t = tracker()
-    t.receive_tasks(look(task(1), forks=100))
-    t.receive_tasks(look(task(1), forks=3))
+    t.receive_tasks(snapshot(task(1), forks=100))
+    t.receive_tasks(snapshot(task(1), forks=3))
     assert t.counts.missed == 0
 
 
 def test_the_parent_is_known_by_identity():
     t = tracker()
-    t.receive_tasks(look(task(1), task(5, ppid=1)))
+    t.receive_tasks(snapshot(task(1), task(5, ppid=1)))
     t.next_event()
     child = t.next_event()
     assert isinstance(child, ProcessStart)
@@ -191,19 +193,19 @@ def test_exit_status(raw, status):
 
 def test_what_a_look_counted_as_missed_and_its_death_then_shows_is_not_missed():
     t = tracker()
-    t.receive_tasks(look())
-    t.receive_tasks(look(forks=2))  # two births were lost; one is reaped behind the fence of its death
+    t.receive_tasks(snapshot())
+    t.receive_tasks(snapshot(forks=2))  # two births were lost; one is reaped behind the fence of its death
     assert t.counts.missed == 2
     t.receive(Happening(Moment.DEATH, task(5, dead=True)), NOW)
-    t.receive_tasks(look(forks=2))
+    t.receive_tasks(snapshot(forks=2))
     assert (t.counts.missed, t.counts.late, t.counts.starts, t.counts.ends) == (1, 1, 1, 1)
 
 
 def test_what_its_death_shows_before_any_look_counts_it_is_not_missed():
     t = tracker()
-    t.receive_tasks(look())
+    t.receive_tasks(snapshot())
     t.receive(Happening(Moment.DEATH, task(5, dead=True)), NOW)
-    t.receive_tasks(look(forks=2))
+    t.receive_tasks(snapshot(forks=2))
     assert (t.counts.missed, t.counts.late) == (1, 1)
 
 
@@ -270,7 +272,7 @@ _MOMENTS = {"fork": Moment.FORK, "exec": Moment.EXEC, "die": Moment.DEATH, "reap
 def play(steps, looks_after=frozenset(), trapped=True):
     """Events of a history, from traps, with a look at the whole list after some of the steps."""
     t = tracker()
-    t.receive_tasks(look())
+    t.receive_tasks(snapshot())
     listed = {}
     for index, (kind, subject) in enumerate(steps):
         if kind == "reap":
@@ -281,7 +283,7 @@ def play(steps, looks_after=frozenset(), trapped=True):
             t.receive(Happening(_MOMENTS[kind], subject), NOW)
         if index in looks_after:
             forks = sum(k == "fork" for k, _ in steps[: index + 1])
-            t.receive_tasks(look(*listed.values(), forks=forks))
+            t.receive_tasks(snapshot(*listed.values(), forks=forks))
     return t, drain(t)
 
 
@@ -333,7 +335,7 @@ def test_looks_alone_balance_and_count_what_they_missed(steps, looks):
 def test_a_look_before_the_traps_of_what_it_saw_changes_no_balance(steps, begin, length):
     """Behind a fence a vCPU runs on: a look may be ahead of traps, and the dead may be reaped."""
     t = tracker()
-    t.receive_tasks(look())
+    t.receive_tasks(snapshot())
     listed, waiting = {}, []
     for index, (kind, s) in enumerate(steps):
         if kind == "reap":
@@ -344,7 +346,7 @@ def test_a_look_before_the_traps_of_what_it_saw_changes_no_balance(steps, begin,
             listed[s.identity] = s
             waiting.append(Happening(_MOMENTS[kind], s))
         if index == begin + length:
-            t.receive_tasks(look(*listed.values(), forks=sum(k == "fork" for k, _ in steps[: index + 1])))
+            t.receive_tasks(snapshot(*listed.values(), forks=sum(k == "fork" for k, _ in steps[: index + 1])))
         if not begin <= index < begin + length:
             while waiting:
                 t.receive(waiting.pop(0), NOW)
@@ -362,24 +364,24 @@ def test_a_look_before_the_traps_of_what_it_saw_changes_no_balance(steps, begin,
 @settings(max_examples=1000)
 @given(histories(), st.integers(0, 40), st.integers(0, 40), st.booleans())
 def test_after_lost_traps_a_look_brings_the_tracker_back(steps, begin, length, reaped):
-    """Lose a run of traps, look, go on: the live processes are right from there on.
+    """Lose a run of traps, snapshot, go on: the live processes are right from there on.
 
     ``reaped``: behind the fence of a death its process is reaped before the look that comes first.
     """
     t = tracker()
-    t.receive_tasks(look())
+    t.receive_tasks(snapshot())
     listed = {}
     for index, (kind, s) in enumerate(steps):
         listed.pop(s.identity, None) if kind == "reap" else listed.__setitem__(s.identity, s)
         if index == begin + length:
             if kind == "die" and reaped:
                 del listed[s.identity]
-            t.receive_tasks(look(*listed.values(), forks=sum(k == "fork" for k, _ in steps[: index + 1])))
+            t.receive_tasks(snapshot(*listed.values(), forks=sum(k == "fork" for k, _ in steps[: index + 1])))
         if not begin <= index < begin + length and kind != "reap":
             if kind == "fork":
                 t.created(*s.identity)
             t.receive(Happening(_MOMENTS[kind], s), NOW)
-    t.receive_tasks(look(*listed.values(), forks=sum(k == "fork" for k, _ in steps)))
+    t.receive_tasks(snapshot(*listed.values(), forks=sum(k == "fork" for k, _ in steps)))
     alive = {identity for identity, s in listed.items() if not s.dead}
     assert {p.identity for p in t.live()} == alive
     starts, ends = t.counts.starts, t.counts.ends
@@ -389,15 +391,15 @@ def test_after_lost_traps_a_look_brings_the_tracker_back(steps, begin, length, r
 
 def test_difference_reports_disappearances_before_what_took_the_pid():
     old = task(5, start=1)
-    moments = list(difference({old.identity: old}, look(task(5, start=2))))
+    moments = list(difference({old.identity: old}, snapshot(task(5, start=2))))
     assert [m.moment for m in moments] == [Moment.REAP, Moment.FORK]
 
 
 def test_what_only_a_torn_look_found_is_not_missed():
     t = tracker()
-    t.receive_tasks(look(task(1), forks=1))
-    t.receive_tasks(look(task(1), task(2), forks=2, torn=True))
-    t.receive_tasks(look(task(1), forks=3))
+    t.receive_tasks(snapshot(task(1), forks=1))
+    t.receive_tasks(snapshot(task(1), task(2), forks=2, torn=True))
+    t.receive_tasks(snapshot(task(1), forks=3))
     shown = [event for event in drain(t) if event[1] == 2]
     assert [event[0] for event in shown] == ["start", "end"]
     assert t.counts.missed == 1, "of two that were created one was shown"
@@ -405,17 +407,17 @@ def test_what_only_a_torn_look_found_is_not_missed():
 
 def test_what_only_a_torn_look_found_inside_execve_is_missed():
     t = tracker()
-    t.receive_tasks(look(task(1), forks=1))
-    t.receive_tasks(look(task(1), task(2, transient=True), forks=2, torn=True))
-    t.receive_tasks(look(task(1), forks=2))
+    t.receive_tasks(snapshot(task(1), forks=1))
+    t.receive_tasks(snapshot(task(1), task(2, transient=True), forks=2, torn=True))
+    t.receive_tasks(snapshot(task(1), forks=2))
     assert [event for event in drain(t) if event[1] == 2] == []
     assert t.counts.missed == 1
 
 
 def test_what_a_hostile_list_left_out_is_there_again():
     t = tracker()
-    t.receive_tasks(look(task(1), task(5)))
-    t.receive_tasks(look(task(1)))
-    t.receive_tasks(look(task(1), task(5)))
+    t.receive_tasks(snapshot(task(1), task(5)))
+    t.receive_tasks(snapshot(task(1)))
+    t.receive_tasks(snapshot(task(1), task(5)))
     assert [event[:2] for event in drain(t) if event[1] == 5] == [("start", 5), ("end", 5), ("start", 5)]
     assert {process.pid for process in t.live()} == {1, 5}

@@ -92,7 +92,7 @@ def test_task_list_and_bytes_are_the_guests(boot: Boot, qemu: str) -> None:
         assert choice.skipped[0].startswith("trapped: guest memory is read through the gdb stub")
         for _ in range(3):
             before = memory.stops
-            session.kernel.look(0, "")
+            session.kernel.snapshot(0, "")
         assert memory.stops - before <= 4, "what was read last time is read at once"
         assert running(lab)
     assert leftovers(lab) == []
@@ -251,7 +251,7 @@ def test_killed_or_hanging_in_a_stop(boot: Boot, how: signal.Signals) -> None:
         try:
             with Session(str(lab.monitor)) as session:
                 assert isinstance(session.guest.memory, StubMemory)
-                assert session.kernel.look(0, "").tasks
+                assert session.kernel.snapshot(0, "").tasks
             break
         except TargetError:  # the guardian may still be on its way out
             if time.monotonic() > deadline:

@@ -76,7 +76,7 @@ def test_the_guest_runs_after_a_watcher_woke_up_within_an_exchange(boot: Boot, w
     assert running(lab)
     assert lab.run(["true"]).status == 0
     with Session(str(lab.monitor)) as session:
-        assert session.kernel.look(0, "").tasks
+        assert session.kernel.snapshot(0, "").tasks
     assert leftovers(lab) == []
 
 

@@ -17,7 +17,7 @@ def test_a_look_lists_every_leader_with_its_parent(guest):
     guest.task(2, b"kthreadd", kernel=True)
     guest.task(7, b"sh", parent=init, uid=1000)
     guest.counters(7, 3, 8)
-    look = guest.kernel().look(5, "timer")
+    look = guest.kernel().snapshot(5, "timer")
     assert [(t.identity, t.ppid, t.comm, t.uid, t.kernel, t.dead) for t in look.tasks] == [
         (Identity(1, 1000), 0, b"init", 0, False, False),
         (Identity(2, 2000), 0, b"kthreadd", 0, True, False),
@@ -30,14 +30,14 @@ def test_a_look_lists_every_leader_with_its_parent(guest):
 def test_the_asid_is_the_page_table_at_any_page(guest):
     """Seen on 7.2 without PTI: bit 12 was masked, and every second process had no argv and a wrong asid."""
     guest.task(1)
-    (task,) = guest.kernel().look(0, "").tasks
+    (task,) = guest.kernel().snapshot(0, "").tasks
     assert task.asid % 0x2000 == 0x1000
     assert 0 < task.asid < RAM
 
 
 def test_threads_are_counted_by_tid(guest):
     guest.task(4, threads=3)
-    look = guest.kernel().look(0, "")
+    look = guest.kernel().snapshot(0, "")
     assert look.tids == {(4, 4000), (10004, 1), (20004, 2)}
     assert [t.threads for t in look.tasks] == [3]
 
@@ -54,7 +54,7 @@ def test_the_groups_exit_code_counts(guest, flags, group_code, own_code, status)
     address = guest.task(5, dead=True, code=own_code)
     signal = int.from_bytes(guest.ram[address - DIRECT + 88 :][:8], "little")
     guest.set(signal, "signal_struct", flags=flags, group_exit_code=group_code)
-    (task,) = guest.kernel().look(0, "").tasks
+    (task,) = guest.kernel().snapshot(0, "").tasks
     assert task.dead
     assert ExitStatus.from_kernel(task.exit_code) == status
 
@@ -62,13 +62,13 @@ def test_the_groups_exit_code_counts(guest, flags, group_code, own_code, status)
 def test_the_execve_bit_makes_a_task_transient(guest):
     guest.task(1, in_execve=1)
     guest.task(2, in_execve=0)
-    assert [t.transient for t in guest.kernel().look(0, "").tasks] == [True, False]
+    assert [t.transient for t in guest.kernel().snapshot(0, "").tasks] == [True, False]
 
 
 def test_members_that_a_kernel_lacks_have_defaults_or_are_named(tmp_path):
     guest = SyntheticGuest(tmp_path, drop={"task_struct.in_execve"})
     guest.task(1, in_execve=1)
-    assert [t.transient for t in guest.kernel().look(0, "").tasks] == [False]
+    assert [t.transient for t in guest.kernel().snapshot(0, "").tasks] == [False]
     with pytest.raises(SymbolsMissing, match="struct task_struct has no member self_exec_id"):
         SyntheticGuest(tmp_path, drop={"task_struct.self_exec_id"}).kernel()
 
@@ -78,7 +78,7 @@ def test_a_list_that_leads_nowhere_is_torn_and_keeps_what_was_found(guest, link)
     guest.task(1)
     last = guest.task(2)
     guest.put(last + TYPES["task_struct"]["tasks"][0], "<Q", link)
-    look = guest.kernel().look(0, "")
+    look = guest.kernel().snapshot(0, "")
     assert look.torn
     assert [t.identity.pid for t in look.tasks][:2] == [1, 2]
 
@@ -88,7 +88,7 @@ def test_a_list_that_bites_its_tail_ends(guest):
     last = guest.task(2)
     offset = TYPES["task_struct"]["tasks"][0]
     guest.put(last + offset, "<Q", first + offset)
-    look = guest.kernel().look(0, "")
+    look = guest.kernel().snapshot(0, "")
     assert (look.torn, len(look.tasks)) == (True, 2)
 
 
@@ -97,7 +97,7 @@ def test_a_wild_pointer_costs_one_task_and_no_more(guest, member):
     guest.task(1)
     guest.task(2, **{member: 0x4141414141414141})
     guest.task(3)
-    look = guest.kernel().look(0, "")
+    look = guest.kernel().snapshot(0, "")
     assert [t.identity.pid for t in look.tasks] == [1, 3]
     assert look.torn
 
@@ -106,13 +106,13 @@ def test_a_thread_list_that_never_ends_is_bounded(guest):
     address = guest.task(1, threads=2)
     node = address + TYPES["task_struct"]["thread_node"][0]
     guest.put(node, "<Q", node)
-    assert guest.kernel().look(0, "").tids == {(1, 1000)}
+    assert guest.kernel().snapshot(0, "").tids == {(1, 1000)}
 
 
 def test_a_freed_task_still_tells_how_it_ended(guest):
     address = guest.task(5)
     kernel = guest.kernel()
-    (task,) = kernel.look(0, "").tasks
+    (task,) = kernel.snapshot(0, "").tasks
     assert kernel.revisit(task) is None, "it is not exiting"
     guest.set(address, "task_struct", flags=4, exit_code=9)
     assert kernel.revisit(task).exit_code == 9
@@ -123,7 +123,7 @@ def test_a_freed_task_still_tells_how_it_ended(guest):
 def test_arguments_are_read_across_pages_and_cut_at_a_gap(guest):
     address = guest.task(3, uid=4)
     kernel = guest.kernel()
-    (task,) = kernel.look(0, "").tasks
+    (task,) = kernel.snapshot(0, "").tasks
     words = b"prog\0" + b"x" * 5000 + b"\0last\0"
     user = 0x7F0000001000
     guest.map_user(task.asid + DIRECT, user, words)
@@ -161,7 +161,7 @@ def test_exe_and_cwd_are_paths_below_the_processes_root(guest):
         guest.put(at + 8, "<Q", pair[1])
     guest.task(3, fs=fs)
     kernel = guest.kernel()
-    (task,) = kernel.look(0, "").tasks
+    (task,) = kernel.snapshot(0, "").tasks
     guest.set(task.mm, "mm_struct", exe_file=file)
     process = ProcessReader(kernel).describe(task)
     assert (process.exe, process.cwd) == ("/usr/tool", "/usr")
@@ -194,7 +194,7 @@ EXITS, EXECS, REAPED, REUSED = {"mm": 0, "flags": 4}, {"self_exec_id": 1}, {"thr
 def test_what_a_process_loses_while_it_is_read_is_not_told(guest, meanwhile, change, told, told_of_mm):
     address = guest.task(3, uid=4)
     kernel = guest.kernel()
-    (task,) = kernel.look(0, "").tasks
+    (task,) = kernel.snapshot(0, "").tasks
     guest.map_user(task.asid + DIRECT, USER, b"mine\0")
     guest.set(task.mm, "mm_struct", arg_start=USER, arg_end=USER + 5)
     group = guest.new("pid")
@@ -221,7 +221,7 @@ def test_what_a_process_loses_while_it_is_read_is_not_told(guest, meanwhile, cha
 def test_describe_survives_a_task_of_garbage(guest):
     guest.task(3, fs=0x41, nsproxy=0x4242, thread_pid=1 << 63, cgroups=7)
     kernel = guest.kernel()
-    (task,) = kernel.look(0, "").tasks
+    (task,) = kernel.snapshot(0, "").tasks
     process = ProcessReader(kernel).describe(task._replace(mm=0x43434343))
     assert (process.pid, process.exe, process.cwd, process.args, process.ns_pid) == (
         3,
@@ -259,7 +259,7 @@ def test_a_pointer_into_the_image_below_the_kernel_is_a_fault(guest):
     with pytest.raises(MemoryFault):
         kernel.memory.read(lowest, 8)
     guest.set(address, "task_struct", real_cred=lowest)
-    assert guest.kernel().look(0, "").torn
+    assert guest.kernel().snapshot(0, "").torn
 
 
 def test_threads_that_lead_to_themselves_are_counted_once(guest):
@@ -268,4 +268,4 @@ def test_threads_that_lead_to_themselves_are_counted_once(guest):
     guest.set(signal, "signal_struct", nr_threads=0x7FFFFFFF)
     node = address + TYPES["task_struct"]["thread_node"][0]
     guest.put(node, "<Q", node)
-    assert guest.kernel().look(0, "").tids == {(4, 4000)}
+    assert guest.kernel().snapshot(0, "").tids == {(4, 4000)}

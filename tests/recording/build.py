@@ -65,9 +65,9 @@ class Lab:
         self.forks = 0
         self.sequence = 0
 
-    def look(self, trigger="timer"):
+    def snapshot(self, trigger="timer"):
         self.time += 1_000_000
-        events = self.steps.look(self.time, trigger)
+        events = self.steps.snapshot(self.time, trigger)
         self.live += events
         return events
 

@@ -246,7 +246,7 @@ def write_part(path, kept, target):
                 if step.id not in kept:
                     continue
                 if step.kind == "look":
-                    again.look(step.time_ns, step.cause)
+                    again.snapshot(step.time_ns, step.cause)
                 else:
                     again.trap(step.trap, step.time_ns, step.late_ns)
 

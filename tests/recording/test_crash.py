@@ -25,7 +25,7 @@ sink.COMMIT_S = 0.002
 from tests.recording.build import Lab
 lab = Lab(pathlib.Path(sys.argv[1]))
 lab.guest.task(1, b"init")
-lab.look("attach")
+lab.snapshot("attach")
 sink_ = lab.writer._sink
 while sink_._queued or sink_._uncommitted:
     time.sleep(0.01)
@@ -63,7 +63,7 @@ def test_after_sigkill_everything_up_to_the_last_commit_replays(tmp_path):
 def test_a_commit_cut_short_is_rolled_back_on_a_copy(tmp_path):
     lab = Lab(tmp_path)
     lab.guest.task(1, b"init")
-    lab.look()
+    lab.snapshot()
     lab.run(10)
     lab.writer.close()
     torn = tmp_path / "torn"
@@ -91,7 +91,7 @@ def test_a_commit_cut_short_is_rolled_back_on_a_copy(tmp_path):
 def test_a_journal_that_is_none(tmp_path, junk):
     lab = Lab(tmp_path)
     lab.guest.task(1)
-    lab.look()
+    lab.snapshot()
     lab.writer.close()
     journal_of(lab.path).write_bytes(junk)
     error = consume(lab.path)
@@ -103,7 +103,7 @@ def test_a_full_disk_ends_the_recording_and_keeps_what_there_is(tmp_path, monkey
     monkeypatch.setattr(sink, "COMMIT_S", 0.0)
     lab = Lab(tmp_path)
     lab.guest.task(1, b"init")
-    lab.look()
+    lab.snapshot()
     deadline = time.monotonic() + 10
     while not lab.writer._sink.commits:
         assert time.monotonic() < deadline
@@ -157,7 +157,7 @@ def test_a_recording_is_read_while_it_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(sink, "COMMIT_S", 0.0)
     lab = Lab(tmp_path)
     lab.guest.task(1)
-    lab.look()
+    lab.snapshot()
     counts = []
     for first in range(100, 120, 2):
         lab.run(2, first)
@@ -172,7 +172,7 @@ def test_a_recording_is_opened_before_its_first_step(tmp_path):
     lab = Lab(tmp_path)
     with open_recording(lab.path) as recording:
         lab.guest.task(1)
-        lab.look()
+        lab.snapshot()
         lab.run(2, 100)
         lab.writer.close()
         assert [one.event for one in recording.events()] == lab.live

@@ -28,7 +28,7 @@ def framed(tmp_path, **frames):
     lab = Lab(tmp_path, Frames(**frames), hold=hold)
     lab.guest.task(1, b"init")
     lab.live += lab.steps.attach()
-    lab.look()
+    lab.snapshot()
     return lab
 
 
@@ -71,7 +71,7 @@ def test_what_follows_a_frame_is_recorded_against_it(tmp_path):
     lab.guest.ram[comm : comm + 4] = b"1234"
     lab.fork(10, b"odd")
     lab.guest.ram[comm : comm + 4] = original
-    lab.look()
+    lab.snapshot()
     lab.guest.ram[comm : comm + 4] = b"5678"
     lab.writer.close()
     with open_recording(lab.path) as recording:
@@ -102,7 +102,7 @@ def test_frames_by_time_come_at_the_next_step(tmp_path, monkeypatch):
     for second in range(30):
         now[0] += 1
         if second % 3 == 0:
-            lab.look()
+            lab.snapshot()
     lab.writer.close()
     with open_recording(lab.path) as recording:
         assert [step.cause for step in recording.steps() if step.kind == "frame"] == [

@@ -20,7 +20,7 @@ def sound(tmp_path_factory):
     lab = Lab(tmp_path_factory.mktemp("sound"), Frames(start=True))
     lab.guest.task(1, b"init")
     lab.steps.attach()
-    lab.look()
+    lab.snapshot()
     lab.run(8)
     lab.writer.close()
     assert consume(lab.path) is None

@@ -20,9 +20,9 @@ def lab(tmp_path):
     lab = Lab(tmp_path)
     lab.guest.task(1, b"init")
     lab.guest.task(2, b"kthreadd", kernel=True)
-    lab.look("attach")
+    lab.snapshot("attach")
     lab.run(20)
-    lab.look("proof")
+    lab.snapshot("proof")
     lab.writer.close()
     return lab
 
@@ -54,10 +54,10 @@ def test_the_guest_moves_on_and_the_recording_does_not(lab):
 def test_a_change_of_one_recorded_byte_is_noticed(tmp_path):
     lab = Lab(tmp_path)
     task = lab.guest.task(7, b"init")
-    lab.look()
+    lab.snapshot()
     gpa = lab.guest.gpa(task) + 8
     lab.guest.ram[gpa : gpa + 4] = b"evil"
-    lab.look()  # no event: comm alone is none
+    lab.snapshot()  # no event: comm alone is none
     lab.fork(8, parent=task)
     lab.writer.close()
     with open_recording(lab.path) as recording:
@@ -110,7 +110,7 @@ def test_a_page_that_cannot_be_read_is_recorded_as_such(tmp_path):
         return read(gpa, length)
 
     source.read = refuse
-    lab.look()
+    lab.snapshot()
     lab.writer.close()
     assert [event.process.pid for event in lab.live] == [1, 3]
     with open_recording(lab.path) as recording:
@@ -123,12 +123,12 @@ def test_a_page_that_cannot_be_read_is_recorded_as_such(tmp_path):
 def test_a_step_that_failed_fails_again(tmp_path):
     lab = Lab(tmp_path)
     lab.guest.task(1)
-    lab.look()
+    lab.snapshot()
     lab.guest.memory.segments = ()
     read = lab.guest.memory.read
     lab.guest.memory.read = lambda gpa, length: (_ for _ in ()).throw(MemoryFault(gpa, "gone"))
     with pytest.raises(MemoryFault):
-        lab.look()
+        lab.snapshot()
     lab.guest.memory.read = read
     lab.fork(5)
     lab.writer.close()
@@ -152,7 +152,7 @@ def test_a_page_changes_between_refreshes_and_a_look_sees_both(tmp_path):
         refresh()
 
     lab.memory.refresh = lab.kernel.memory.refresh = moving
-    lab.look()
+    lab.snapshot()
     lab.writer.close()
     assert [event.process.pid for event in lab.live] == [1, 2]
     with open_recording(lab.path) as recording:
@@ -165,7 +165,7 @@ def test_a_page_changes_between_refreshes_and_a_look_sees_both(tmp_path):
 def test_outside_of_a_step_reads_are_live_and_leave_no_trace(tmp_path):
     lab = Lab(tmp_path)
     lab.guest.task(1)
-    lab.look()
+    lab.snapshot()
     before = lab.kernel.counters()
     lab.guest.counters(9, 9, 9)
     assert (before.forks, lab.kernel.counters().forks) == (0, 9)
@@ -183,7 +183,7 @@ def test_traps_and_events_survive_the_codec():
 def test_text_that_is_no_utf8_survives(tmp_path):
     lab = Lab(tmp_path)
     task = lab.guest.task(1, b"\xff\x1b[31m")
-    lab.look()
+    lab.snapshot()
     lab.exec(
         task, b"\xfe", "/bin/\udc80".encode("utf-8", "surrogateescape").decode("latin-1"), (b"\xff\xfe",)
     )

@@ -13,7 +13,7 @@ from volatility3.framework.layers import physical
 
 from live.core.errors import MemoryFault, NoKernelFound, TargetError
 from live.core.memory import MemoryReader
-from live.core.snapshot import Look
+from live.core.snapshot import Snapshot
 from live.linux.boot import System, read_system
 from live.linux.details import ProcessReader
 from live.linux.kernel import KernelPlace, LinuxKernel
@@ -91,9 +91,9 @@ class Image:
         self.processes = ProcessReader(self.kernel, self.system.boot_ns)
         self.time_ns = _now(self.kernel)
 
-    def look(self, trigger: str = "image") -> Look:
+    def snapshot(self, trigger: str = "image") -> Snapshot:
         """The task list.  Raises `MemoryFault` only if not even its head can be read."""
-        return self.kernel.look(self.time_ns, trigger)
+        return self.kernel.snapshot(self.time_ns, trigger)
 
     def boot(self) -> tuple[Any, ...]:
         """What is the same in every image of one boot and different in another boot's."""

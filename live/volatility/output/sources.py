@@ -5,7 +5,7 @@ Theory of operation
 A source yields `live.core.events.Event` in order and says, in sentences, what the user should know.  A single
 image has no past: it shows what is running, and of the dead what can still be seen (zombies, and
 `task_struct` objects in freed memory).  A series of images of one boot goes through the same tracker as a
-live guest: each image is one look. A new kind of input is one class and one line in `KINDS`.
+live guest: each image is one snapshot. A new kind of input is one class and one line in `KINDS`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Protocol
 
 from live.core.errors import GuestGone, MemoryFault, TargetError
 from live.core.events import EndReason, Event, ExitStatus, Occasion, Process, ProcessEnd, ProcessExec
-from live.core.snapshot import Look, Task
+from live.core.snapshot import Snapshot, Task
 from live.core.tracker import Tracker
 from live.linux import dead
 from live.linux.kernel import LinuxKernel
@@ -124,15 +124,15 @@ class ImageSource:
         tracker = Tracker(self._describe, self._revisit)
         for position, image in enumerate(images):
             self._image = image
-            look = image.look()
-            if look.torn:
+            snapshot = image.snapshot()
+            if snapshot.torn:
                 self._notes.append(f"{image.name}: the task list is damaged; what can be read of it is shown")
-            tracker.receive_tasks(look)
+            tracker.receive_tasks(snapshot)
             while (event := tracker.next_event()) is not None:
                 if self._wanted(event):
                     yield event
             if position == 0:
-                yield from self._dead(image, look, freed=len(images) == 1)
+                yield from self._dead(image, snapshot, freed=len(images) == 1)
         if tracker.counts.missed:
             self._notes.append(
                 f"{tracker.counts.missed} tasks (threads included) came and went between the images"
@@ -171,17 +171,17 @@ class ImageSource:
     def _revisit(self, task: Task) -> Task | None:
         return self._image.kernel.revisit(task) if self._image is not None else None
 
-    def _dead(self, image: Image, look: Look, *, freed: bool) -> Iterator[Event]:
+    def _dead(self, image: Image, snapshot: Snapshot, *, freed: bool) -> Iterator[Event]:
         """Ends that happened before the image: zombies, then what freed memory still holds."""
-        zombie = Occasion(time_ns=look.time_ns, trigger="zombie")
-        for task in look.tasks:
+        zombie = Occasion(time_ns=snapshot.time_ns, trigger="zombie")
+        for task in snapshot.tasks:
             if task.dead and (self._options.kernel_threads or not task.kernel):
                 yield _end(image.processes.describe(task), task.exit_code, zombie)
         if not freed:
             return
-        rest = Occasion(time_ns=look.time_ns, trigger="freed memory")
+        rest = Occasion(time_ns=snapshot.time_ns, trigger="freed memory")
         for corpse in dead.find(
-            image.kernel, look.tasks, boot_ns=image.system.boot_ns, time_ns=image.time_ns
+            image.kernel, snapshot.tasks, boot_ns=image.system.boot_ns, time_ns=image.time_ns
         ):
             if self._options.kernel_threads or not corpse.process.kernel:
                 yield _end(corpse.process, corpse.exit_code, rest)

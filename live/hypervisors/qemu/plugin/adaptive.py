@@ -33,7 +33,7 @@ _NAP_S = 0.000_001
 """The kernel adds a thread's timer slack, 50 us (prctl(2), PR_SET_TIMERSLACK), and takes its time."""
 
 
-class Lookout:
+class AdaptivePoll:
     """Looks for traps, for one thread: the one that waits for them."""
 
     def __init__(self, spare: bool) -> None:
@@ -53,7 +53,7 @@ class Lookout:
         self._of_vcpus[vcpu] = cpu
         self._until = taken_ns + EAGER_NS if self._spare and since < EAGER_NS else 0
 
-    def look(self, nothing: Callable[[], bool], deadline: float = math.inf) -> None:
+    def poll(self, nothing: Callable[[], bool], deadline: float = math.inf) -> None:
         """While traps are likely: return when ``nothing`` is not true any more, or it is time to sleep.
 
         ``deadline``: when to return at the latest, by `time.monotonic`.

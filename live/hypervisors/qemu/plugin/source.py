@@ -2,7 +2,7 @@
 
 Theory of operation: trap.c.  The ring is the only way of events; while we sleep, an eventfd says that a held
 one is in it.  What is merely recorded does not wake us, so a wait looks at the ring again after `_GLANCE`.
-While traps are likely we nap instead: lookout.py.
+While traps are likely we nap instead: adaptive.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from live.core.errors import GuestGone, MemoryFault, NoTarget, NotPermitted, Tar
 from live.core.memory import GuestPhysical, Segment
 from live.core.traps import AsidChange, CodeHit, Syscall, Trap, TrapCounters, TrapRequest
 from live.hypervisors.qemu.plugin import protocol
-from live.hypervisors.qemu.plugin.adaptive import Lookout
+from live.hypervisors.qemu.plugin.adaptive import AdaptivePoll
 
 DEFAULT_HOLD = 1.0
 """Seconds that a vCPU is held at most, in which the reader gets a CPU (events.c)."""
@@ -103,7 +103,7 @@ class PluginSource:
         self._view = memoryview(self._map)
         self._ring = protocol.RING_OFFSET.unpack_from(self._view, protocol.RING_OFFSET_AT)[0]
         self._tail = 0
-        self.lookout = Lookout(spare=len(os.sched_getaffinity(0)) > self.vcpu_count)
+        self.adaptive = AdaptivePoll(spare=len(os.sched_getaffinity(0)) > self.vcpu_count)
         self._poll = select.poll()
         self._poll.register(self._descriptors[1], select.POLLIN)
         self._poll.register(self._socket, select.POLLIN)
@@ -140,8 +140,8 @@ class PluginSource:
         status, flush = self._send(request, stage)
         self._armed = True
         # Behind a fence we compute beside the guest.  Where a vCPU stands we do not, and callbacks may run.
-        self.lookout.anywhere()
-        self.lookout.keeps_off = bool(request.fences)
+        self.adaptive.anywhere()
+        self.adaptive.keeps_off = bool(request.fences)
         if status == protocol.STATUS_FLUSHING:
             if not self._held:
                 self._await_flush(flush)
@@ -206,7 +206,7 @@ class PluginSource:
     def wait(self, timeout: float | None) -> Trap | None:
         """See `live.core.traps.TrapSource.wait`."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        self.lookout.look(self._nothing, deadline)
+        self.adaptive.poll(self._nothing, deadline)
         while self._nothing():
             rest = min(_GLANCE, deadline - time.monotonic())
             for number, _flags in self._sleep(max(rest, 0) * 1000):
@@ -226,7 +226,7 @@ class PluginSource:
         self._delivered += 1
         if trap.held:
             self._held[trap.vcpu] = trap.sequence, fenced
-        self.lookout.trap(trap.time_ns, trap.vcpu, cpu)
+        self.adaptive.trap(trap.time_ns, trap.vcpu, cpu)
         return trap
 
     def _sleep(self, milliseconds: float) -> list[tuple[int, int]]:
@@ -254,7 +254,7 @@ class PluginSource:
         """Detach: the plugin lets every vCPU go and is idle again.  Safe to call twice."""
         if self._socket.fileno() < 0:
             return
-        self.lookout.anywhere()
+        self.adaptive.anywhere()
         # The plugin hangs up when it has let go, so that nothing of ours is in force when this returns.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
