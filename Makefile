@@ -41,9 +41,11 @@ test:
 deep:
 	$(MAKE) test PYTEST_ARGS="-m deep"
 
-# Seconds: what needs no guest, on the checkout.
+# Seconds: what needs no guest, on the checkout, but for fuzzers and fixed waits (`slow`), which are
+# left to `make test`.  No guests to keep here, so that tests go to whichever process is free.
 unit: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m 'not guest and not deep' $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -m 'not guest and not deep and not slow' \
+		--numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

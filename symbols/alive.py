@@ -16,13 +16,14 @@ runs, since a dead kernel's clock stands still.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from live.arch.x86_64 import X86_64
 from live.core.errors import MemoryFault
+from live.core.machine import AddressSpace
 from live.core.memory import MemoryReader
 from symbols.landmarks import Landmarks
-from symbols.placement import ADDRESS, LARGE, PRESENT, Placement
+from symbols.placement import Placement
 
 LINKS = 8
 """So many links of the task list are followed in each direction."""
@@ -39,22 +40,8 @@ class Vitals:
 
 
 def read_u64(memory: MemoryReader, gpa: int) -> int:
-    """A little-endian quadword."""
+    """The little-endian quadword at ``gpa``.  Raises `MemoryFault`."""
     return int.from_bytes(memory.read(gpa, 8), "little")
-
-
-def translate(memory: MemoryReader, dtb: int, va: int, *, la57: bool) -> int:
-    """Gpa of a virtual address.  Raises `MemoryFault`."""
-    table = dtb
-    for shift in (48, 39, 30, 21, 12) if la57 else (39, 30, 21, 12):
-        entry = read_u64(memory, table + (va >> shift & 0x1FF) * 8)
-        if not entry & PRESENT:
-            break
-        size = 1 << shift
-        if shift == 12 or (entry & LARGE and shift <= 30):
-            return (entry & ADDRESS & -size) | va & size - 1
-        table = entry & ADDRESS
-    raise MemoryFault(va, "not mapped by the kernel's page tables", "virtual")
 
 
 def examine(memory: MemoryReader, placement: Placement, marks: Landmarks) -> Vitals:
@@ -69,16 +56,12 @@ def _examine(memory: MemoryReader, placement: Placement, marks: Landmarks) -> Vi
     def gpa(link: int) -> int:
         return link - marks.link_text + placement.text
 
-    dtb = gpa(marks.init_top_pgt)
-
-    def walk(va: int) -> int:
-        return translate(memory, dtb, va, la57=placement.la57)
-
-    if walk(placement.va) != placement.text:
+    space = X86_64.address_space(memory, gpa(marks.init_top_pgt), placement.levels)
+    if space.gpa(placement.va) != placement.text:
         return Vitals(fault="its page tables map its code elsewhere")
     if marks.page_offset_base:
         direct = read_u64(memory, gpa(marks.page_offset_base))
-        if walk(direct + placement.text) != placement.text:
+        if space.gpa(direct + placement.text) != placement.text:
             return Vitals(fault="its direct map leads elsewhere")
     init_task = gpa(marks.init_task)
     if bytes(memory.read(init_task + marks.comm, 7)) != b"swapper":
@@ -87,20 +70,20 @@ def _examine(memory: MemoryReader, placement: Placement, marks: Landmarks) -> Vi
     place = init_task + marks.tasks
     if read_u64(memory, place) == head:
         return Vitals(fault="it has no task beside init_task")
-    if not any(_linked(memory, walk, head, place) for _ in range(TRIES)):
+    if not any(_linked(memory, space, head, place) for _ in range(TRIES)):
         return Vitals(fault="its list of tasks is broken")
     clock = read_u64(memory, gpa(marks.wall_clock)) if marks.wall_clock else 0
     return Vitals(fault="", clock=clock)
 
 
-def _linked(memory: MemoryReader, walk: Callable[[int], int], head: int, start: int) -> bool:
+def _linked(memory: MemoryReader, space: AddressSpace, head: int, start: int) -> bool:
     """Whether each list_head that follows ``head`` (a va, at gpa ``start``) points back to the last one."""
     for forth, back in ((0, 8), (8, 0)):
         at, place = head, start
         for _ in range(LINKS):
             try:
                 following = read_u64(memory, place + forth)
-                place = walk(following)
+                place = space.gpa(following)
                 if read_u64(memory, place + back) != at:
                     return False
             except MemoryFault:  # or a task that was freed, and its memory used again, while we followed it

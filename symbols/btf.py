@@ -1,15 +1,18 @@
-"""BTF, the kernel's own type information: an index first, each type decoded when it is asked for.
+"""BTF, the kernel's own type information: indexed at once, each type decoded on demand.
 
-Theory of operation.  A BTF blob is a header, a section of types (a stream of records of different length,
-numbered from 1) and a section of NUL-terminated strings; everything refers to types by number and to
-strings by offset (Documentation/bpf/btf.rst).  The stream has no index, so one pass over it, on the whole
-section unpacked to 32-bit words at once, notes where each record begins.  That pass is also the check: no
-record may leave the section, and a kind that we do not know ends it with a sentence.  Types are then
-decoded one by one; references are checked where they are followed, and chains of them are bounded, since a
-hostile blob may point in circles.
+Theory of operation
+-------------------
+A BTF blob is a header, a section of types (a stream of records of different lengths, numbered from 1) and a
+section of NUL-terminated strings.  Types are referred to by number, strings by offset
+(Documentation/bpf/btf.rst).  The stream has no index, so one pass over the section, unpacked to 32-bit words,
+notes where each record begins.  The pass is also the check: a record that leaves the section, or of unknown
+kind, is an error.  Types are then decoded one by one.  References are checked when they are followed, and
+chains of references are bounded, since those of a hostile blob may form a cycle.
 
-Warts.  Enumerators: before pahole 1.24 there was no sign flag, values were s32; if no enum of the blob has
-the flag, they are read as signed.
+Known warts
+-----------
+* Blobs of pahole before 1.24 have no sign flag for enums; their values are s32.  If no enum of a blob has the
+  flag, all are read as signed.
 """
 
 from __future__ import annotations
@@ -45,11 +48,11 @@ VOID = 0
 MAGIC = re.compile(rb"\x9f\xeb\x01\x00[\x18-\x40]\0\0\0")
 MAX_SIZE = 64 << 20
 MAX_STRING = 1024
-"""Bytes; the kernel's own limit for a name is 512 (KSYM_NAME_LEN)."""
+"""Bytes; the kernel's limit for a name is 512 (KSYM_NAME_LEN)."""
 MAX_TYPES = 4 << 20
 MAX_CHAIN = 64
 
-# Words behind the three that each record has: fixed, and for each of its `vlen` parts.
+# Words after the three of every `struct btf_type`: a fixed number, and for each of its `vlen` entries.
 _FIXED = {INT: 1, ARRAY: 3, VAR: 1, DECL_TAG: 1}
 _EACH = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}
 _MODIFIERS = frozenset((TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG))
@@ -58,7 +61,7 @@ _INT_SIGNED, _INT_BOOL = 1, 4
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of a struct or union; ``bits`` is 0 unless it is a bit-field.  Offset in bits."""
+    """A member of a struct or union: ``offset`` in bits; ``bits`` is 0 unless it is a bit field."""
 
     name: str
     type: int
@@ -67,10 +70,13 @@ class Member:
 
 
 class Btf:
-    """Types by number.  Raises `SymbolsMissing`, which says what is wrong, on data that is no BTF."""
+    """The types of a BTF blob, by number.  Every method raises `SymbolsMissing` if the blob is damaged."""
 
     def __init__(self, data: Bytes) -> None:
-        """Index the blob at the beginning of ``data``; what follows it is ignored."""
+        """Index the blob at the start of ``data``; bytes after it are ignored.
+
+        Raises `SymbolsMissing` if it is no BTF, or damaged.
+        """
         header = bytes(data[:24])
         if len(header) < 24:
             raise _bad("it ends in its header")
@@ -91,7 +97,7 @@ class Btf:
         self._integers: dict[str, int] | None = None
 
     def __len__(self) -> int:
-        """Number of types, void (0) included."""
+        """Number of types, including void (0)."""
         return len(self._at)
 
     def _index(self) -> list[int]:
@@ -135,13 +141,13 @@ class Btf:
         return self._strings[offset:end].decode("utf-8", "replace")
 
     def kind(self, number: int) -> int:
-        """Kind of a type; 0 is void."""
+        """Kind of a type, ``BTF_KIND_*``; 0 is void."""
         if not 0 <= number < len(self._kinds):
             self._place(number)
         return self._kinds[number]
 
     def name(self, number: int) -> str:
-        """Name of a type, "" if it has none."""
+        """Name of a type; "" if it has none."""
         return self._string(self._words[self._place(number)]) if number else ""
 
     def size(self, number: int) -> int:
@@ -149,11 +155,11 @@ class Btf:
         return self._words[self._place(number) + 2]
 
     def target(self, number: int) -> int:
-        """What a PTR, a modifier, FUNC, VAR or TYPEDEF refers to."""
+        """The type to which a PTR, modifier, FUNC or VAR refers."""
         return self._words[self._place(number) + 2]
 
     def array(self, number: int) -> tuple[int, int]:
-        """(element type, count)."""
+        """(element type, count) of an ARRAY."""
         at = self._place(number)
         return self._words[at + 3], self._words[at + 5]
 
@@ -184,7 +190,7 @@ class Btf:
         return result
 
     def constants(self, number: int) -> dict[str, int]:
-        """Enumerators of an ENUM or ENUM64."""
+        """Enumerators of an ENUM or ENUM64: name -> value."""
         at = self._place(number)
         words = self._words
         info = words[at + 1]
@@ -209,7 +215,7 @@ class Btf:
         return self._signed_enums
 
     def resolve(self, number: int) -> int:
-        """The type behind typedefs and qualifiers."""
+        """The type without typedefs, qualifiers and type tags."""
         for _ in range(MAX_CHAIN):
             if self.kind(number) not in _MODIFIERS:
                 return number
@@ -217,12 +223,12 @@ class Btf:
         raise _bad(f"type {number} is a typedef of itself")
 
     def numbers(self, *kinds: int) -> Iterator[int]:
-        """All types of these kinds, ascending."""
+        """Numbers of all types of these kinds, ascending."""
         wanted = re.compile(b"[" + b"".join(b"\\x%02x" % kind for kind in kinds) + b"]")
         return (match.start() for match in wanted.finditer(self._kinds))
 
     def aggregates(self, name: str) -> list[int]:
-        """Structs, unions and enums of this name, ascending; usually one."""
+        """Numbers of the structs, unions and enums of this name, ascending; usually one."""
         if self._by_name is None:
             names: dict[str, list[int]] = {}
             for number in self.numbers(STRUCT, UNION, ENUM, ENUM64):
@@ -232,13 +238,13 @@ class Btf:
         return self._by_name.get(name, [])
 
     def integer_named(self, name: str) -> int | None:
-        """The INT of this name."""
+        """Number of the INT of this name, or None."""
         if self._integers is None:
             self._integers = {self.name(number): number for number in self.numbers(INT)}
         return self._integers.get(name)
 
     def variables(self) -> dict[str, int]:
-        """Types of the global variables that the blob describes (per-cpu ones, as a rule)."""
+        """Name -> type of the variables that the blob describes, usually the per-CPU ones."""
         return {self.name(number): self.target(number) for number in self.numbers(VAR)}
 
 

@@ -1,13 +1,15 @@
-"""Where symbol tables are kept: found by banner and build-id, written atomically, safe under many processes.
+"""The cache of symbol tables: found by banner and build-id, written atomically, safe for many processes.
 
-Theory of operation.  A table's file is ``linux/<release>-<key>[-full].json`` under the cache directory, so
-that Volatility's ``-s DIRECTORY`` works on it as it is.  The key is a hash of banner, build-id and the
-version of the generator: content under one name never changes, which Volatility's own index of banners
-relies on (it notices a replaced file days later).  Beside the tables, ``<release>-<key>.landmarks`` holds
-what recognises the kernel in RAM (`symbols.landmarks`).
+Theory of operation
+-------------------
+A table's file is ``linux/<release>-<key>[-full].json`` in the cache directory, so that Volatility's ``-s
+DIRECTORY`` works on it.  The key is a hash of banner, build-id and the version of the generator, so the
+content under a name never changes.  Volatility's index of banners relies on that: it notices a replaced file
+days later.  Beside the tables, ``<release>-<key>.landmarks`` has what is needed to recognise the kernel in
+RAM (`symbols.landmarks`).
 
-Files are written under a temporary name in the same directory, then renamed: a reader sees all or nothing,
-two writers of one name write the same bytes, and no lock is needed.
+Files are written under a temporary name in the same directory and then renamed.  A reader sees all of a file
+or nothing, and two writers of one name write the same bytes, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ from symbols.isf import Json
 from symbols.landmarks import Landmarks
 
 GENERATION = "2"
-"""Changes whenever tables come out differently: old files are then no longer found, and pruned in time."""
+"""Version of the generator's output.  A new value hides older files, which `Cache.prune` removes."""
 
 VARIABLE = "PSE_SYMBOLS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A kept table: ``size`` in bytes, ``used`` in seconds since 1970."""
+    """A cached table: ``size`` in bytes, last use ``used`` in seconds since the epoch."""
 
     path: Path
     banner: str
@@ -46,14 +48,14 @@ class Entry:
     size: int
     used: float
     current: bool
-    """Made by this generation of the generator."""
+    """Whether it was made by this version of the generator."""
 
 
 class Cache:
-    """A directory of symbol tables, laid out so that ``vol -s DIRECTORY`` works on it."""
+    """A directory of symbol tables; ``vol -s DIRECTORY`` works on it."""
 
     def __init__(self, directory: Path) -> None:
-        """Keep tables in ``directory``, which need not exist yet."""
+        """``directory`` need not exist yet."""
         self.directory = directory
         self._landmarks: dict[Path, Landmarks] = {}
 
@@ -73,7 +75,7 @@ class Cache:
         return self.directory / "linux"
 
     def find(self, banner: str, build_id: str | None, *, full: bool = False) -> Path | None:
-        """The table of a kernel, if it is here."""
+        """The file of a kernel's table, or None; marks it as used."""
         path = self.tables / (stem(banner, build_id) + ("-full.json" if full else ".json"))
         if not path.is_file():
             return None
@@ -82,7 +84,7 @@ class Cache:
         return path
 
     def store(self, marks: Landmarks, table: Json, *, full: bool = False) -> Path:
-        """Keeps a table with its landmarks; returns where."""
+        """Write a table and its landmarks; return the table's path.  Raises `TargetError`."""
         name = stem(marks.banner, marks.build_id)
         path = self.tables / (name + ("-full.json" if full else ".json"))
         write_atomically(path, json.dumps(table, separators=(",", ":")).encode("ascii"))
@@ -90,7 +92,7 @@ class Cache:
         return path
 
     def landmarks(self) -> Iterator[Landmarks]:
-        """Landmarks of all kernels here, the most recently used first.  Unreadable files are passed over."""
+        """Landmarks of all cached kernels, the most recently used first; unreadable files are skipped."""
         for path in self._files("*.landmarks"):
             if path not in self._landmarks:
                 try:
@@ -100,7 +102,7 @@ class Cache:
             yield self._landmarks[path]
 
     def entries(self) -> list[Entry]:
-        """What is kept, the most recently used first."""
+        """All cached tables, the most recently used first."""
         result = []
         for path in self._files("*.json"):
             name = path.name.removesuffix(".json")
@@ -125,10 +127,11 @@ class Cache:
         return result
 
     def prune(self, *, days: float = 90.0, keep: int | None = None, everything: bool = False) -> list[Path]:
-        """Removes tables unused for ``days``, all but the ``keep`` latest, of an older generation, and
-        debris.
+        """Remove tables; return the paths that were removed.
 
-        Returns what was removed.  A table that another process has open stays readable to it.
+        Removed are tables that were not used for ``days``, all but the ``keep`` most recently used, those of
+        another version of the generator, files left by killed writers; or, with ``everything``, all.  A table
+        that another process has open stays readable to it.
         """
         now = time.time()
         removed = []
@@ -158,13 +161,13 @@ class Cache:
 
 @functools.cache
 def _generation() -> str:
-    """`GENERATION`, and what the pruned table is made of: a type more in the list is another table."""
+    """`GENERATION` and a hash of the list of pruned types, which also determines the tables."""
     types = resources.files("symbols").joinpath("pruned_types.txt").read_bytes()
     return f"{GENERATION} {hashlib.sha256(types).hexdigest()}"
 
 
 def stem(banner: str, build_id: str | None) -> str:
-    """File name, without suffix, of the table of a kernel."""
+    """File name, without suffix, of a kernel's table."""
     kind = "\0".join((_generation(), banner, build_id or ""))
     key = hashlib.sha256(kind.encode("latin-1")).hexdigest()[:20]
     words = banner.split()
@@ -173,7 +176,7 @@ def stem(banner: str, build_id: str | None) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that nobody ever sees a part of it.  Raises `TargetError`."""
+    """Write a file so that a reader never sees a part of it.  Raises `TargetError`."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

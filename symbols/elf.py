@@ -1,4 +1,4 @@
-"""The loadable segments of an ELF file, through pyelftools, with its many ways to fail made one."""
+"""The loadable segments of an ELF file, read by pyelftools; all its errors become `TargetError`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elftools.elf.elffile import ELFFile
 from live.core.errors import TargetError
 
 MAX_SEGMENTS = 1 << 16
-# On damaged input the library raises whatever its parser tripped over.
+# What pyelftools raises on damaged input.
 _FAILURES = (
     ELFError,
     ConstructError,
@@ -31,7 +31,7 @@ _FAILURES = (
 
 @dataclass(frozen=True, slots=True)
 class LoadSegment:
-    """A PT_LOAD: addresses and sizes in bytes."""
+    """A PT_LOAD segment; sizes in bytes, ``filesz`` is cut at the end of the file."""
 
     vaddr: int
     paddr: int
@@ -41,12 +41,12 @@ class LoadSegment:
 
 
 def is_core(view: bytes | memoryview) -> bool:
-    """Whether an ELF file is a core (ET_CORE), going by its header."""
+    """Whether the header of an ELF file says that it is a core (ET_CORE)."""
     return len(view) >= 18 and int.from_bytes(view[16:18], "little") == 4
 
 
 def load_segments(view: bytes | memoryview, name: str) -> list[LoadSegment]:
-    """All PT_LOAD segments of a 64-bit little-endian x86 ELF file.  Raises `TargetError`."""
+    """All PT_LOAD segments of an x86-64 ELF file; ``name`` is for messages.  Raises `TargetError`."""
     try:
         file = ELFFile(cast(BinaryIO, _Reader(view)))
         if file.elfclass != 64 or not file.little_endian or file["e_machine"] != "EM_X86_64":
@@ -75,7 +75,7 @@ def load_segments(view: bytes | memoryview, name: str) -> list[LoadSegment]:
 
 
 class _Reader(io.RawIOBase):
-    """A view as the stream that pyelftools wants, without copying it."""
+    """A view as a stream for pyelftools, without a copy."""
 
     def __init__(self, view: bytes | memoryview) -> None:
         self._view = memoryview(view)

@@ -1,9 +1,8 @@
-"""C types of global variables, which BTF leaves out (it describes per-cpu variables only).
+"""C types of global variables, which BTF lacks (it describes per-CPU variables only).
 
-Data.  One line each: the name, and its type as a C declaration without the name, with BTF's names of the
-base types. ``[]`` is sized by the distance to the next symbol.  A type that this kernel lacks leaves the
-variable untyped. ``{a, b}`` is the anonymous struct that has these members in this order.  Alternatives are
-separated by ``|``.
+Data.  One line per variable: its name, and its type as a C declaration without the name, with BTF's names of
+the base types.  ``[]`` has the size up to the next symbol.  If the kernel lacks the type, the variable is
+untyped.  ``{a, b}`` is the anonymous struct with these members in this order.  ``|`` separates alternatives.
 """
 
 from __future__ import annotations

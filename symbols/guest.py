@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from live.arch.x86_64 import X86_64
 from live.core.errors import MemoryFault, NoKernelFound, SymbolsMissing
-from live.core.memory import MemoryReader
+from live.core.memory import PAGE_SIZE, MemoryReader
 from symbols import btf, kallsyms
-from symbols.alive import Vitals, examine, read_u64, translate
+from symbols.alive import Vitals, examine, read_u64
 from symbols.cache import Cache
 from symbols.landmarks import Landmarks, find_build_id, landmarks
 from symbols.placement import LINK_TEXT, Placement, image, locate
@@ -207,8 +208,8 @@ def _true_link_text(memory: MemoryReader, placement: Placement, marks: Landmarks
         return marks.link_text
     try:
         pointer = read_u64(memory, marks.vmcoreinfo_data - marks.link_text + placement.text)
-        gpa = translate(memory, placement.dtb, pointer, la57=placement.la57)
-        found = _KERNEL_OFFSET.search(bytes(memory.read(gpa, 4096)))
+        space = X86_64.address_space(memory, placement.dtb, placement.levels)
+        found = _KERNEL_OFFSET.search(space.read_until_fault(pointer, PAGE_SIZE))
     except MemoryFault:
         return marks.link_text
     offset = int(found[1], 16) if found else -1
@@ -301,6 +302,6 @@ def _why_none(memory: MemoryReader, judged: list[_Candidate]) -> str:
 
 
 def _banners(memory: MemoryReader) -> Iterator[str]:
-    for _, data in pages(memory):
+    for _, data in pages(memory, memory.populated()):
         for match in _BANNER.finditer(data):
             yield bytes(data[match.start() : match.end() - 1]).decode("latin-1")

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from live.core.errors import MemoryFault, NotPermitted, TargetError
-from live.core.memory import PAGE_SIZE, Segment
+from live.core.memory import PAGE_SIZE, InPlace, Run, Segment
 from symbols import ram_file
-from symbols.ram_file import Run
 
 GIB = 1 << 30
 MAX_RUNS = 1 << 16
@@ -36,13 +35,14 @@ _REFUSED = (
 )
 
 
-class Image:
-    """A `MemoryReader` over a file.  ``kind`` says what the file is, in words."""
+class Image(InPlace):
+    """A `live.core.memory.MemoryReader` over a file.  ``kind`` says what the file is, in words."""
 
     def __init__(self, view: memoryview, runs: Sequence[Run], kind: str) -> None:
         """``runs`` must not overlap; they are clipped to the file."""
         self._view = view
         self.kind = kind
+        self.description = f"mapped from {kind}, no copies"
         kept = sorted((_clipped(run, len(view)) for run in runs), key=lambda run: run.start)
         self.runs: list[Run] = []
         for run in kept:
@@ -57,11 +57,7 @@ class Image:
                 self.runs[-1] = Run(last.start, last.offset, last.length + run.length)
             else:
                 self.runs.append(run)
-
-    @property
-    def segments(self) -> list[Segment]:
-        """Guest RAM, ascending by gpa."""
-        return [Segment(start=run.start, length=run.length) for run in self.runs]
+        self.segments = [Segment(start=run.start, length=run.length) for run in self.runs]
 
     @property
     def flat(self) -> memoryview | None:
@@ -72,7 +68,10 @@ class Image:
         return None
 
     def read(self, gpa: int, length: int) -> bytes | memoryview:
-        """Exactly ``length`` bytes from ``gpa``, without a copy unless runs must be joined."""
+        """Exactly ``length`` bytes from ``gpa``, without a copy unless runs must be joined.
+
+        Raises `MemoryFault`.
+        """
         parts: list[memoryview] = []
         for run in self.runs:
             inside = gpa - run.start

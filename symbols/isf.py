@@ -1,19 +1,21 @@
 """The symbol table in Volatility's own format (ISF 6.2.0), from BTF types and kallsyms symbols.
 
-Theory of operation.  Names follow dwarf2json, which Volatility is written against: structs, unions and
-enums by tag; typedefs and qualifiers resolved away; an anonymous aggregate is ``unnamed_<hash of its
-content>``; a member without a name is ``unnamed_field_<offset in hex>`` with ``anonymous`` set, and
-Volatility lifts its members. One thing is better than there: an anonymous aggregate with a typedef takes
-that name (``atomic_t``, ``kernel_cap_t``).
+Theory of operation
+-------------------
+Names follow dwarf2json, which Volatility expects: structs, unions and enums by tag; typedefs and qualifiers
+resolved; an anonymous aggregate is ``unnamed_<hash of its content>``; a member without a name is
+``unnamed_field_<offset in hex>`` with ``anonymous`` set, and Volatility lifts its members.  One difference:
+an anonymous aggregate with a typedef has the name of the typedef (``atomic_t``, ``kernel_cap_t``).
 
-Types are described on demand: the *full* table asks for every aggregate, the *pruned* one for the closure
-over by-value members of a list of roots (pruned_types.txt, pruned_symbols.txt).  Pointers name their target
-without pulling it in: a target that the pruned table lacks is an error that names it when somebody
-dereferences, not a wrong value.  Enumerations are the exception, since Volatility looks them up when it sees
-the member: each that is mentioned is defined.
+Types are described on demand.  The *full* table has every aggregate.  The *pruned* one has the aggregates in
+a list (pruned_types.txt; symbols in pruned_symbols.txt) and those that they contain by value.  A pointer
+names its target without including it; dereferencing a target that the pruned table lacks is an error that
+names the type.  Every enum that is mentioned is included, because Volatility resolves it with the member.
 
-Warts.  Tags are not unique in the kernel (a dozen duplicates among drivers): the largest definition gets
-the plain name, the others a suffix, and whoever refers to one of them refers to the right one.
+Known warts
+-----------
+* Tags are not unique in the kernel (a dozen duplicates among drivers).  The largest definition has the plain
+  name, the others a suffix; every reference names the right one.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ from symbols.btf import (
 )
 
 Json = dict[str, Any]
-"""A piece of the table."""
+"""A JSON object of the ISF."""
 
 FORMAT = "6.2.0"
-# Volatility's plugins know one producer, and go by its version for what a table can be expected to hold
-# (linux.hidden_modules refuses all others); the tables are made to be the same, so they say so, and who
-# made them.
+# Volatility's plugins know one producer, and its version tells them what a table contains
+# (linux.hidden_modules refuses all others). Our tables follow its conventions, so they name it as the
+# producer, and pse as the generator.
 PRODUCER = {"name": "dwarf2json", "version": "0.9.0", "generator": "pse"}
 _VOID: Json = {"kind": "base", "name": "void"}
 _FUNCTION: Json = {"kind": "function"}
@@ -69,10 +71,10 @@ _ENUM_BASES = {
 
 
 class Types:
-    """Describes BTF types as ISF, once each."""
+    """Converts BTF types to ISF, each once.  Methods raise `SymbolsMissing` if the BTF is damaged."""
 
     def __init__(self, btf: Btf) -> None:
-        """Describe types of ``btf``; nothing is until it is asked for."""
+        """Nothing of ``btf`` is converted yet."""
         self.btf = btf
         self.user_types: dict[str, Json] = {}
         self.enums: dict[str, Json] = {}
@@ -87,7 +89,7 @@ class Types:
         self._typedefs: dict[int, str] | None = None
 
     def describe(self, number: int, depth: int = 0) -> Json:
-        """The type descriptor of a BTF type."""
+        """The ISF type descriptor of a BTF type."""
         known = self._described.get(number)
         if known is not None:
             return known
@@ -122,7 +124,7 @@ class Types:
         return result
 
     def name(self, number: int) -> str:
-        """The name of a struct, union or enum in the table."""
+        """The name in the ISF of a struct, union or enum."""
         name = self._names.get(number)
         if name is None:
             name = self._names[number] = self._name(number)
@@ -209,16 +211,16 @@ class Types:
         return fields
 
     def _storage(self, type_number: int, offset: int, bits: int) -> tuple[int, int]:
-        """(byte offset of the storage unit, bit position in it) of a bit-field."""
+        """(byte offset of the storage unit, bit position in it) of a bit field at ``offset`` bits."""
         resolved = self.btf.resolve(type_number)
         size = self.btf.size(resolved) if self.btf.kind(resolved) in (INT, *_ENUMS) else 0
         unit = size * 8
         if unit and offset // unit == (offset + bits - 1) // unit:
             return offset // unit * size, offset % unit
-        return offset // 8, offset % 8  # packed across units
+        return offset // 8, offset % 8  # a packed bit field that spans storage units
 
     def define(self, numbers: Iterable[int]) -> None:
-        """Defines these aggregates, and what they hold by value, in `user_types`."""
+        """Add these aggregates, and those that they contain by value, to `user_types` and `enums`."""
         btf = self.btf
         todo = list(numbers)
         done: set[int] = set()
@@ -244,7 +246,7 @@ class Types:
                     todo.append(held)
 
     def _held(self, number: int) -> int | None:
-        """The struct or union that a type is, or is an array of."""
+        """The struct or union that a type is or is an array of, else None."""
         for _ in range(MAX_CHAIN):
             number = self.btf.resolve(number)
             kind = self.btf.kind(number)
@@ -255,7 +257,7 @@ class Types:
         return None
 
 
-# The schema has words for DWARF, symtab and System.map only; `name` says what it was.
+# The schema allows only dwarf, symtab and system-map as kinds; `name` has the real source.
 SOURCES: Json = {
     "linux": {
         "symbols": [{"kind": "symtab", "name": "kallsyms"}],
@@ -265,7 +267,7 @@ SOURCES: Json = {
 
 
 def document(types: Types, symbols: dict[str, Json], banner: str) -> Json:
-    """The whole table; ``symbols`` gets the banner, by which Volatility finds the table."""
+    """The complete ISF; ``linux_banner`` gets the banner, by which Volatility finds the table."""
     banner_bytes = banner.encode("latin-1") + b"\0"
     if "linux_banner" in symbols:
         char: Json = {"kind": "base", "name": "char"}

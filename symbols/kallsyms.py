@@ -1,27 +1,29 @@
-"""The kernel's own symbol table, in every layout that it has had, told apart by structure.
+"""The kernel's own symbol table (kallsyms), in all of its layouts, which are detected by structure.
 
-Theory of operation.  ``scripts/kallsyms.c`` writes these tables into the kernel's read-only data:
+Theory of operation
+-------------------
+``scripts/kallsyms.c`` writes these tables into the kernel's read-only data:
 
-- ``token_table``: 256 NUL-terminated strings, ``token_index``: where each begins (u16).  Names are
-  sequences of bytes, each standing for a token.  A digit always stands for itself, so ``"0\\0" "1\\0" ...
-  "9\\0"`` is the anchor: its place, less ``token_index[ord("0")]``, is the table's start, and all 256
-  entries must fit.
+- ``token_table``: 256 NUL-terminated strings; ``token_index``: the offset of each (u16).  A name is a
+  sequence of bytes that each stand for a token.  A digit always stands for itself, so ``"0\\0" "1\\0" ...
+  "9\\0"`` is the anchor: its address minus ``token_index[ord("0")]`` is the start of the table, and all 256
+  entries must agree.
 - ``markers``: u32 (before 4.20 u64), the offset of every 256th name; begins with 0, ascends.
 - ``names``: for each symbol a length (one byte; since 6.1 two if the first has bit 7) and as many bytes.
-- ``num_syms``: u32 (before 4.20 u64), aligned, just before ``names``; it must fit the number of markers,
-  and walking so many names must end exactly where the markers begin.
-- the values.  u64 ``addresses``; or s32 ``offsets`` and a ``relative_base``, either plain (base + offset)
-  or "absolute percpu" (negative: base - 1 - offset; else the value itself); or, from 7.0, s32 offsets
-  relative to their own place.
-- ``seqs_of_names``: 3 bytes a symbol; not needed, but it may stand between the others.
+- ``num_syms``: u32 (before 4.20 u64), aligned, just before ``names``.  It must agree with the number of
+  markers, and that many names must end exactly where the markers begin.
+- the values: u64 ``addresses``; or s32 ``offsets`` and a ``relative_base``, either plain (base + offset) or
+  "absolute percpu" (negative: base - 1 - offset; else the value itself); or, from 7.0, s32 offsets relative
+  to their own address.
+- ``seqs_of_names``: 3 bytes per symbol; not needed, but may lie between the others.
 
 Order: values, num_syms, names, markers, [seqs_of_names,] token_table, token_index until 6.3; since 6.4
 num_syms, names, markers, token_table, token_index, values, [relative_base,] seqs_of_names.  Distributions
-back-port pieces, so the version says nothing.  All value encodings are tried at both places; the right one
-gives ascending values that put ``_text`` where it must be.
+back-port parts of this, so the version does not tell.  All encodings of values are tried at both places; the
+right one gives ascending values with ``_text`` at its address.
 
-In RAM ``relative_base`` and ``addresses`` are relocated, so what comes out are run-time addresses.  Values
-below `KERNEL_SPACE` are absolute (per-cpu offsets before 6.15) and never shifted.
+In RAM ``relative_base`` and ``addresses`` are relocated, so the result is run-time addresses.  Values below
+`KERNEL_SPACE` are absolute (per-CPU offsets before 6.15) and never shifted.
 """
 
 from __future__ import annotations
@@ -40,26 +42,26 @@ KERNEL_SPACE = 0xFFFFFFFF80000000
 MAX_SYMBOLS = 4 << 20
 MAX_TRIES = 256
 MAX_EXPANDED = 256 << 20
-"""Characters of all names together."""
+"""Characters of all names in total."""
 
 _DIGITS = re.compile(b"".join(b"%d\0" % digit for digit in range(10)))
 _MARKERS32 = re.compile(rb"(?=\0{4}[\s\S][\x02-\x7f]\0\0[\s\S][\x04-\xff][\s\S]\0)")
 _MARKERS64 = re.compile(rb"(?=\0{8}[\s\S][\x02-\x7f]\0{6}[\s\S][\x04-\xff][\s\S]\0{5})")
-_NEAR, _REACH = 1 << 20, 32 << 20  # seqs_of_names may stand between markers and token_table
+_NEAR, _REACH = 1 << 20, 32 << 20  # seqs_of_names may lie between markers and token_table
 _LONGEST_NAME = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Kallsyms:
-    """Parallel lists, in address order: names, nm-like type letters, values (run-time addresses)."""
+    """Parallel sequences, in address order: names, type letters as in nm(1), run-time addresses."""
 
     names: list[str]
     kinds: str
     values: list[int]
     encoding: str
-    """How the values were written: ``absolute``, ``relative``, ``percpu`` or ``place``."""
+    """The encoding of the values: ``absolute``, ``relative``, ``percpu`` or ``place``."""
     tables: dict[str, int]
-    """Run-time addresses of the tables themselves, which they do not list: ``kallsyms_names`` and so on."""
+    """Run-time addresses of the tables (``kallsyms_names``, ...), which kallsyms does not list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,10 @@ class _Tables:
 
 
 def decode(image: Bytes, va: int, text: int | None = None) -> Kallsyms:
-    """Kallsyms of a kernel image whose first byte is at ``va``; ``text`` is the address of ``_text`` if
-    known.
+    """The kallsyms of a kernel image.
 
-    Raises `SymbolsMissing`.
+    ``va``: virtual address of its first byte; ``text``: that of ``_text``, if known.  Raises
+    `SymbolsMissing`.
     """
     seen = None
     for tables in _candidates(image):
@@ -140,7 +142,7 @@ def _candidates(image: Bytes) -> Iterator[_Tables]:
 
 
 def _tokens(image: Bytes, zero: int) -> tuple[int, tuple[str, ...], int] | None:
-    """(token_table, tokens, token_index), given where the token "0" is."""
+    """(offset of token_table, tokens, offset of token_index), given the offset of the token "0"."""
     window = bytes(image[zero : zero + (64 << 10)])
     at = 0
     for _ in range(256 - ord("0")):
@@ -169,7 +171,7 @@ def _tokens(image: Bytes, zero: int) -> tuple[int, tuple[str, ...], int] | None:
 def _marker_tables(
     image: Bytes, below: int, size: int, pattern: re.Pattern[bytes]
 ) -> Iterator[tuple[int, list[int]]]:
-    """(place, entries) of what may be the marker table, nearest to the token table first."""
+    """(offset, entries) of possible marker tables, nearest to the token table first."""
     edge = below
     for reach in (_NEAR, _REACH):
         base = max(0, below - reach)
@@ -193,8 +195,8 @@ def _marker_tables(
 
 
 def _counts(image: Bytes, markers: int, entries: list[int]) -> Iterator[tuple[int, int, int]]:
-    """(place of num_syms, of names, number of symbols) that fit the marker table, likelier first."""
-    # The last markers may be words that only looked like one more: allow for two.
+    """(offset of num_syms, of names, number of symbols) that fit the marker table, likelier first."""
+    # Up to two words behind the marker table may look like more markers.
     for drop in range(min(3, len(entries) - 1)):
         last, most = entries[-1 - drop], 256 * (len(entries) - drop)
         low, high = max(0, markers - last - 256 * _LONGEST_NAME - 8), markers - last - 2
@@ -221,7 +223,7 @@ def _counts(image: Bytes, markers: int, entries: list[int]) -> Iterator[tuple[in
 
 
 def _slices(image: Bytes, tables: _Tables) -> list[bytes] | None:
-    """The encoded names; None unless they end where the markers begin."""
+    """The encoded names; None if they do not end where the markers begin."""
     data = bytes(image[tables.names : tables.markers])
     if tables.count > MAX_SYMBOLS:
         return None
@@ -245,8 +247,8 @@ def _slices(image: Bytes, tables: _Tables) -> list[bytes] | None:
 
 
 def _expand(encoded: list[bytes], tokens: tuple[str, ...]) -> list[str]:
-    # One translate over everything is several times faster than a join for each name.  Tokens never hold
-    # the separator.
+    # One translate of all names is several times faster than a join per name.  Tokens never contain the
+    # separator.
     table = dict(enumerate(tokens))
     separator = "\u0100"
     joined = separator.join([one.decode("latin-1") for one in encoded])
@@ -296,7 +298,7 @@ def _values(image: Bytes, tables: _Tables, va: int) -> Iterator[tuple[str, list[
 
 
 def _seqs_of_names(image: Bytes, tables: _Tables, places: dict[str, int]) -> dict[str, int]:
-    """Where the numbers of the symbols in order of their names are, three bytes each, high byte first."""
+    """Offset of ``seqs_of_names``: symbol numbers ordered by name, three bytes each, big-endian."""
     behind = max(places.values())
     size = {"kallsyms_relative_base": 8, "kallsyms_addresses": 8 * tables.count}
     behind += next((size[name] for name in size if name in places), 4 * tables.count)

@@ -1,15 +1,18 @@
-"""Kernel files: from vmlinuz, a unified kernel image or vmlinux to the kernel as it lies in memory before
-relocation.
+"""Kernel files (vmlinuz, unified kernel image, vmlinux) unpacked to the kernel image as linked.
 
-Theory of operation.  A vmlinuz is a PE/COFF image (the EFI stub) and a bzImage in one; its setup header
-(Documentation/arch/x86/boot.rst) says where the compressed kernel is: at ``payload_offset`` behind the
-real-mode sectors. The payload is one of six compressed forms of an ELF file; four bytes of its size, and
-relocations, may follow, so decompressors are used that stop at the end of their stream.  A unified kernel
-image is a PE with the vmlinuz in its section ``.linux``.  The ELF's loadable segments above
-``__START_KERNEL_map``, put together by address, are the image that `symbols.guest.decode` takes, exactly as
-it takes RAM, with a KASLR shift of 0.
+Theory of operation
+-------------------
+A vmlinuz is both a PE/COFF image (the EFI stub) and a bzImage.  Its setup header
+(Documentation/arch/x86/boot.rst) has the place of the compressed kernel: ``payload_offset`` bytes behind the
+real-mode sectors.  The payload is an ELF file in one of six compression formats.  Its size (4 bytes) and
+relocations may follow, so the decompressors used stop at the end of their stream.  A unified kernel image is
+a PE with a vmlinuz in its section ``.linux``.  The ELF file's loadable segments above ``__START_KERNEL_map``,
+arranged by address, are the image that `symbols.guest.decode` takes, as it does from RAM, with a KASLR shift
+of 0.
 
-Warts.  Before 6.15 per-cpu data is a segment at address 0: it is left out, nothing in it is needed.
+Known warts
+-----------
+* Before 6.15 per-CPU data is a segment at address 0.  It is left out; nothing in it is needed.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from symbols.placement import START_KERNEL_MAP
 from symbols.window import Bytes
 
 MAX_KERNEL = 1 << 30
-"""No kernel unpacks to more; a bomb does."""
+"""Largest unpacked kernel in bytes; a decompression bomb exceeds it."""
 
 _SETUP_MAGIC_AT = 0x202
 _LZ4_BLOCK = 8 << 20
@@ -37,14 +40,14 @@ _DAMAGED = "the file is damaged, copy it again"
 
 @dataclass(frozen=True, slots=True)
 class KernelImage:
-    """A kernel as linked: ``data`` begins at virtual address ``va``, which is that of ``_text``."""
+    """A kernel as linked: ``data`` begins at link-time virtual address ``va``, that of ``_text``."""
 
     data: bytes
     va: int
 
 
 def is_kernel(view: Bytes) -> bool:
-    """Whether a file is a kernel, going by its first bytes: bzImage, PE, or an ELF file that is no core."""
+    """Whether a file begins like a kernel: a bzImage, a PE, or an ELF file that is no core."""
     head = bytes(view[:0x210])
     if head.startswith(b"\x7fELF"):
         return head[16:18] != b"\x04\0"
@@ -52,7 +55,7 @@ def is_kernel(view: Bytes) -> bool:
 
 
 def kernel_image(view: Bytes, name: str) -> KernelImage:
-    """The kernel in a file.  Raises `TargetError`."""
+    """The kernel in a file; ``name`` is for messages.  Raises `TargetError`."""
     head = bytes(view[:0x260])
     if head.startswith(b"\x7fELF"):
         return _assembled(view, name)
@@ -87,7 +90,7 @@ def _linux_section(view: Bytes, name: str) -> Bytes:
         for section in pe.sections:
             if section.Name.rstrip(b"\0") == b".linux":
                 start, size = section.PointerToRawData, section.SizeOfRawData
-                # Padding belongs to the file alignment, not to the kernel.
+                # SizeOfRawData includes padding to the file alignment.
                 size = min(size, section.Misc_VirtualSize or size)
                 inner = view[start : start + size]
                 if (
@@ -131,7 +134,7 @@ def _unpacked(payload: Bytes, name: str) -> Bytes:
 
 
 def _stream(new: Callable[[], Any]) -> Callable[[Bytes], bytes]:
-    """An unpacker from a decompressor object that stops at the end of its stream and bounds its output."""
+    """An unpacker with a decompressor object, which stops at the end of the stream and bounds its output."""
 
     def unpack(payload: Bytes) -> bytes:
         unpacker = new()
@@ -153,7 +156,7 @@ def _lz4(payload: Bytes) -> bytes:
     while at + 4 <= len(view):
         (length,) = struct.unpack_from("<I", view, at)
         if at + 4 + length > len(view) or not length:
-            break  # the size that follows the stream
+            break  # the kernel's size, which follows the stream
         try:
             part = lz4.block.decompress(view[at + 4 : at + 4 + length], uncompressed_size=_LZ4_BLOCK)
         except lz4.block.LZ4BlockError as error:

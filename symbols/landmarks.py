@@ -1,7 +1,7 @@
-"""The few addresses and offsets by which a kernel is recognised and its life checked.
+"""The few addresses and offsets that recognise a kernel in RAM and show that it is running.
 
-They are kept beside the symbol table (as JSON), so that a kernel seen before is known again by reading a
-few words at places known beforehand, without searching, decoding or loading anything.
+They are cached beside the symbol table, as JSON.  A kernel that was seen before is recognised by reading a
+few words at known addresses, without searching RAM, decoding types or loading the table.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ _GNU_NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landmarks:
-    """Addresses as linked, offsets in bytes; 0 or "" stands for what this kernel does not have."""
+    """Link-time virtual addresses, and offsets in bytes; 0 or "" for what the kernel lacks."""
 
     banner: str
     build_id: str
     link_text: int
     linux_banner: int
     notes: int
-    """Where the build-id's 20 bytes are."""
+    """Address of the 20 bytes of the build-id."""
     init_top_pgt: int
     init_task: int
     page_offset_base: int
     wall_clock: int
-    """u64, seconds since 1970."""
+    """Address of `tk_core.timekeeper.xtime_sec`: u64, seconds since the epoch."""
     vmcoreinfo_data: int
     comm: int
     tasks: int
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON."""
+        """As JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Any) -> Landmarks:
-        """From JSON; ValueError if it is something else."""
+        """The inverse of `to_json`.  Raises `ValueError`."""
         if not isinstance(data, dict) or set(data) != {field.name for field in fields(cls)}:
             raise ValueError("not landmarks")
         for field in fields(cls):
@@ -53,7 +53,10 @@ class Landmarks:
 
 
 def landmarks(table: KernelTable, build_id: tuple[str, int], link_text: int) -> Landmarks:
-    """Landmarks of a kernel.  Raises `SymbolsMissing` if it lacks what all kernels have."""
+    """The landmarks of a kernel.  Raises `SymbolsMissing` if it lacks a needed symbol or member.
+
+    ``build_id``: (hexadecimal, link-time address of its bytes); ``link_text``: link-time address of `_text`.
+    """
     btf, addresses = table.btf, table.addresses
 
     def need(*names: str) -> int:
@@ -102,7 +105,7 @@ def _offset(btf: Btf, tag: str, name: str) -> int:
 
 
 def _offset_in_tk_core(btf: Btf) -> int:
-    """Offset of ``timekeeper.xtime_sec``; 0 if the types are not as expected."""
+    """Offset of ``timekeeper.xtime_sec`` in `tk_core`; 0 if the types are not as expected."""
     candidates = btf.aggregates("tk_data") or [n for n in btf.numbers(kinds.STRUCT) if not btf.name(n)]
     for number in candidates:
         members = btf.members(number)
@@ -115,7 +118,7 @@ def _offset_in_tk_core(btf: Btf) -> int:
 
 
 def find_build_id(image: bytes | memoryview, start: int, end: int) -> tuple[str, int]:
-    """(build-id, offset of its bytes) in the notes between two offsets of the image; ("", 0) without one."""
+    """(build-id in hexadecimal, offset of its bytes) in the notes at ``start`` to ``end``; else ("", 0)."""
     if not 0 <= start < end <= len(image):
         return "", 0
     match = re.compile(re.escape(_GNU_NOTE)).search(image, start, end)

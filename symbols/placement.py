@@ -27,31 +27,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from live.arch.x86_64 import FRAME, LARGE, PRESENT, SOFTWARE
 from live.core.errors import MemoryFault
 from live.core.memory import PAGE_SIZE, MemoryReader
-from symbols.window import Bytes, clip, pages, quads
+from symbols.window import Bytes, below, clip, pages, quads
 
 START_KERNEL_MAP = 0xFFFFFFFF80000000
 LINK_TEXT = 0xFFFFFFFF81000000
 LOW_MEMORY = 1 << 20
 PMD = 1 << 21
 
-PRESENT, LARGE = 1, 1 << 7
-ADDRESS = 0x000FFFFFFFFFF000
-_MUST_BE_ZERO = 0x7FF << 52 | 0xF00  # software and ignored bits, of which the kernel's tables use none
+_MUST_BE_ZERO = SOFTWARE | 0xF00  # ignored by the processor; the kernel sets none of them in its tables
 MAX_CANDIDATES = 64
 _NEAR = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """A kernel image in RAM.  ``text`` and ``end`` are gpa, ``va`` is the run-time address of ``_text``."""
+    """A kernel image in RAM.  ``text`` and ``end`` are gpa, ``va`` is the run-time address of ``_text``.
+
+    ``dtb`` is the gpa of init_top_pgt, ``la57`` says whether page tables have five levels.
+    """
 
     text: int
     end: int
     va: int
     dtb: int
     la57: bool
+
+    @property
+    def levels(self) -> int:
+        """Of page tables."""
+        return 5 if self.la57 else 4
 
     @property
     def phys_base(self) -> int:
@@ -82,31 +89,46 @@ def locate(memory: MemoryReader, *, everywhere: bool = False) -> list[Placement]
 
 
 def _is_table(entry: int) -> bool:
-    return bool(entry & PRESENT) and not entry & (LARGE | _MUST_BE_ZERO) and entry & ADDRESS != 0
+    return bool(entry & PRESENT) and not entry & (LARGE | _MUST_BE_ZERO) and entry & FRAME != 0
 
 
 def _table(memory: MemoryReader, entry: int) -> memoryview | None:
     if not _is_table(entry):
         return None
     try:
-        return quads(memory.read(entry & ADDRESS, PAGE_SIZE))
+        return quads(memory.read(entry & FRAME, PAGE_SIZE))
     except MemoryFault:
         return None
 
 
-def _from_trampoline(memory: MemoryReader) -> Iterator[int]:
-    for _, data in pages(memory, 0, LOW_MEMORY):
+def trampoline_tables(memory: MemoryReader) -> Iterator[int]:
+    """Gpas of what may be tables that the trampoline names: level3_kernel_pgt, or level4_kernel_pgt.
+
+    Whether there is RAM is not asked.
+    """
+    for _, data in pages(memory, below(memory.segments, LOW_MEMORY)):
         for entry in quads(data)[511::512].tolist():
-            top = _table(memory, entry)
-            if top is None:
-                continue
-            yield entry & ADDRESS
-            if _is_table(top[511]):
-                yield top[511] & ADDRESS
+            if _is_table(entry):
+                yield entry & FRAME
+
+
+def leads_to_image(table: memoryview) -> bool:
+    """Whether 512 entries may be level3_kernel_pgt or level4_kernel_pgt, which map nothing but the image."""
+    return _is_table(table[511]) and not any(table[:510])
+
+
+def _from_trampoline(memory: MemoryReader) -> Iterator[int]:
+    for gpa in trampoline_tables(memory):
+        top = _table(memory, gpa | PRESENT)
+        if top is None:
+            continue
+        yield gpa
+        if _is_table(top[511]):
+            yield top[511] & FRAME
 
 
 def _from_all_pages(memory: MemoryReader) -> Iterator[int]:
-    for start, data in pages(memory):
+    for start, data in pages(memory, memory.populated()):
         words = quads(data)
         images, fixmaps = words[510::512].tolist(), words[511::512].tolist()
         for number, entry in enumerate(images):
@@ -116,7 +138,7 @@ def _from_all_pages(memory: MemoryReader) -> Iterator[int]:
 
 def _placement(memory: MemoryReader, level3: int) -> Placement | None:
     table = _table(memory, level3 | PRESENT)
-    if table is None or any(table[:510]) or not _is_table(table[511]):
+    if table is None or not leads_to_image(table):
         return None
     pmd = _table(memory, table[510])
     if pmd is None:
@@ -143,14 +165,14 @@ def _mapped(memory: MemoryReader, pmd: memoryview) -> Iterator[tuple[int, int]]:
         if not entry & PRESENT:
             continue
         if entry & LARGE:
-            yield va, entry & ADDRESS & -PMD
+            yield va, entry & FRAME & -PMD
             continue
         ptes = _table(memory, entry)
         if ptes is None:
             continue
         for number, pte in enumerate(ptes.tolist()):
             if pte & PRESENT:
-                gpa = (pte & ADDRESS) - number * PAGE_SIZE
+                gpa = (pte & FRAME) - number * PAGE_SIZE
                 if gpa >= 0:
                     yield va, gpa
                 break
@@ -171,7 +193,7 @@ def _root_in(memory: MemoryReader, start: int, end: int, level3: int) -> tuple[i
     parents: dict[int, list[int]] = {}
     for number, entry in enumerate(words[511::512].tolist()):
         if _is_table(entry):
-            parents.setdefault(entry & ADDRESS, []).append(start + number * PAGE_SIZE)
+            parents.setdefault(entry & FRAME, []).append(start + number * PAGE_SIZE)
 
     def kernel_half(gpa: int) -> int:
         at = (gpa - start) // 8

@@ -1,4 +1,4 @@
-"""All that a symbol table can be made from, behind one door: memory images and kernel files."""
+"""The sources of symbol tables, with one interface: memory images and kernel files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Source:
 
     path: Path
     kind: str
-    """What it is, in words."""
+    """A description, for the output."""
     content: Image | KernelImage
-    """Memory with a living kernel in it, or a kernel's file."""
+    """A memory image, or an unpacked kernel file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """Types and symbols from a source; ``running`` is the kernel in RAM if the source is a memory image."""
+    """Types and symbols from a source; ``running``: the kernel in RAM if the source is a memory image."""
 
     table: KernelTable
     landmarks: Landmarks
@@ -36,7 +36,7 @@ class Decoded:
 
 
 def open_source(path: Path | str) -> Source:
-    """Whatever is in the file.  Raises `TargetError`."""
+    """Open a memory image or a kernel file.  Raises `TargetError`."""
     path = Path(path)
     view = open_file(path)
     if is_kernel(view):
@@ -46,7 +46,7 @@ def open_source(path: Path | str) -> Source:
 
 
 def decode_memory(memory: MemoryReader, progress: Progress | None = None) -> Decoded:
-    """Types and symbols of the living kernel in a memory.  Raises `NoKernelFound` or `SymbolsMissing`."""
+    """Types and symbols of the running kernel in a memory.  Raises `NoKernelFound` or `SymbolsMissing`."""
     kernel = search(memory, None, progress)
     return Decoded(table=kernel.decoded.pop(), landmarks=kernel.landmarks, running=kernel)
 
@@ -63,13 +63,14 @@ def decode_source(source: Source, progress: Progress | None = None) -> Decoded:
 
 
 def kernel_tables(path: Path | str) -> KernelTable:
-    """Types and symbols from a file."""
+    """Types and symbols from a file.  Raises `TargetError`, `NoKernelFound`, `SymbolsMissing`."""
     return decode_source(open_source(path)).table
 
 
 def build(path: Path | str, cache: Cache, *, full: bool = False, progress: Progress | None = None) -> Path:
-    """The table of what is in a file, in the cache.  Raises `TargetError`, `NoKernelFound`,
-    `SymbolsMissing`.
+    """The path in ``cache`` of the table of the kernel in a file; made if it is not there.
+
+    ``full``: with every type of the kernel.  Raises `TargetError`, `NoKernelFound`, `SymbolsMissing`.
     """
     source = open_source(path)
     memory = source.content
@@ -82,5 +83,5 @@ def build(path: Path | str, cache: Cache, *, full: bool = False, progress: Progr
 
 
 def isf(path: Path | str, *, full: bool = False, progress: Progress | None = None) -> Json:
-    """The table of what is in a file, as a document."""
+    """The ISF of the kernel in a file, newly made.  Raises like `build`."""
     return decode_source(open_source(path), progress).table.isf(full=full)

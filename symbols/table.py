@@ -1,4 +1,4 @@
-"""One kernel's types and symbols together: what `symbols.isf` writes and `symbols.alive` looks with."""
+"""One kernel's types and symbols: the input of `symbols.isf` and `symbols.alive`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from symbols.kallsyms import KERNEL_SPACE, Kallsyms
 
 _VOID: Json = {"kind": "base", "name": "void"}
 _FUNCTIONS = frozenset("tTwWiV")
-# linux.check_syscall counts the __syscall_meta__ symbols: they stay.
+# Not the __syscall_meta__ symbols: linux.check_syscall counts them.
 _NOT_CODE = re.compile(
     r"__pfx_|__SCK__|__UNIQUE_ID_|event_(?:enter|exit)__|types__|args__|__flags_|print_fmt_|__BTF_ID_"
     r"|trace_event_fields_|__?TRACE_SYSTEM|TRACE_SYSTEM|__event_|__ksymtab_|__kstrtab"
 )
-# Padding in front of functions, the export tables, and what the compiler numbers: nobody asks for them by
-# name.
+# Padding before functions, export tables, and compiler-numbered symbols: no plugin looks them up by name.
 _NOISE = re.compile(
     r"__pfx_|__ksymtab_|__kstrtab|__crc_|__param_|__setup_|__initcall_|__UNIQUE_ID_|__func__|__already_done|__print_once"
     r"|__warned|_entry\.|_entry_ptr|__key\.|_rs\.|descriptor\.|__msg\.|__compoundliteral|__compound_literal"
@@ -31,10 +30,10 @@ _DECLARATION = re.compile(r"(struct|union)?\s*(\{[^}]*\}|[\w ]*\w)\s*((?:\*\s*)*
 
 
 class KernelTable:
-    """BTF and kallsyms of one kernel; addresses as linked, that is without the KASLR shift."""
+    """BTF and kallsyms of one kernel; addresses are link-time ones, without the KASLR shift."""
 
     def __init__(self, btf: Btf, kallsyms: Kallsyms, kaslr_shift: int, banner: str) -> None:
-        """``kallsyms`` holds run-time addresses, ``kaslr_shift`` above the linked ones."""
+        """``kallsyms`` has run-time addresses: link-time ones plus ``kaslr_shift`` bytes."""
         self.btf = btf
         self.banner = banner
         self.kinds: dict[str, str] = {}
@@ -46,8 +45,7 @@ class KernelTable:
                 addresses[name] = value - kaslr_shift if value >= KERNEL_SPACE else value
                 kinds[name] = kind
         if "tk_core" not in addresses and "timekeeper_data" in addresses:
-            # 6.17 made it the first of an array and tk_core a macro for that; Volatility's plugins ask for
-            # tk_core.
+            # From 6.17 tk_core is a macro for the first element of timekeeper_data[]; plugins need tk_core.
             addresses["tk_core"], kinds["tk_core"] = addresses["timekeeper_data"], kinds["timekeeper_data"]
         for name, value in kallsyms.tables.items():
             addresses.setdefault(name, value - kaslr_shift)
@@ -56,7 +54,7 @@ class KernelTable:
         self._shift = kaslr_shift
 
     def following(self, name: str) -> int | None:
-        """Address of the first symbol behind one."""
+        """Link-time address of the next symbol at a higher address, or None."""
         value = self.addresses[name]
         if value >= KERNEL_SPACE:
             value += self._shift
@@ -67,14 +65,12 @@ class KernelTable:
         return found - self._shift if found >= KERNEL_SPACE else found
 
     def extent(self, name: str) -> int:
-        """Bytes from a symbol to the next one at another address."""
+        """Bytes from a symbol to the next one at a higher address; 0 for the last."""
         following = self.following(name)
         return following - self.addresses[name] if following is not None else 0
 
     def isf(self, *, full: bool) -> Json:
-        """The table, whole or pruned to what is needed to look at processes and to run Volatility's
-        plugins.
-        """
+        """The ISF: with every type and symbol, or with those that pse and Volatility's plugins use."""
         types = Types(self.btf)
         if full:
             types.define(self.btf.numbers(STRUCT, UNION, ENUM, ENUM64))
@@ -97,7 +93,7 @@ class KernelTable:
         result: dict[str, Json] = {}
         kinds = self.kinds
         always = frozenset(wanted("symbols"))
-        # Plugins size tables by the distance to the next symbol (linux.check_syscall): that one must stay.
+        # Plugins size tables by the distance to the next symbol (linux.check_syscall), so it must be kept.
         edges = {self.following(name) for name in always if name in self.addresses}
         noise, not_code = _NOISE.match, _NOT_CODE.match
         for name, address in self.addresses.items():
@@ -161,9 +157,9 @@ def _with_members(btf: Btf, names: list[str]) -> int | None:
 
 @lru_cache(maxsize=2)
 def wanted(what: str) -> tuple[str, ...]:
-    """The ``types`` that a pruned table begins with, or the ``symbols`` that it must have with a type.
+    """The names of pruned_``what``.txt: root ``types`` of a pruned table, or ``symbols`` that it must have.
 
-    tests/symbols/collect.py makes the lists.
+    tests/symbols/collect.py makes these lists.
     """
     text = resources.files("symbols").joinpath(f"pruned_{what}.txt").read_text("ascii")
     return tuple(line for line in text.split("\n") if line and not line.startswith("#"))

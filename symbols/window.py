@@ -8,8 +8,7 @@ than ``mmap.find`` and copies nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator
 
 from live.core.memory import PAGE_SIZE, MemoryReader, Segment
 
@@ -18,18 +17,6 @@ Bytes = bytes | memoryview
 
 CHUNK = 64 << 20
 """At most so much is asked of a reader at once, lest one that copies needs all of guest RAM again."""
-
-
-class Table(Protocol):
-    """A 4 KiB page-table page as 512 quadwords."""
-
-    def __getitem__(self, index: int, /) -> int:
-        """Entry ``index``."""
-
-
-def in_ram(segments: list[Segment], start: int, length: int) -> bool:
-    """Whether ``[start, start + length)`` (gpa) lies in one segment."""
-    return any(s.start <= start and start + length <= s.end for s in segments)
 
 
 def clip(memory: MemoryReader, start: int, end: int) -> tuple[int, int]:
@@ -46,14 +33,21 @@ def quads(data: Bytes) -> memoryview:
     return view[: len(view) & ~7].cast("Q")
 
 
-def pages(memory: MemoryReader, start: int = 0, end: int = 1 << 52) -> Iterator[tuple[int, Bytes]]:
-    """(gpa, bytes) stretches of guest RAM in ``[start, end)``, page-aligned at both ends, none above
-    `CHUNK`.
+def below(segments: Iterable[Segment], end: int) -> list[Segment]:
+    """The parts of ``segments`` below gpa ``end``."""
+    return [
+        Segment(start=one.start, length=min(one.end, end) - one.start) for one in segments if one.start < end
+    ]
+
+
+def pages(memory: MemoryReader, parts: Iterable[Segment]) -> Iterator[tuple[int, Bytes]]:
+    """(gpa, bytes) stretches of ``parts`` of guest RAM, page-aligned at both ends, none above `CHUNK`.
+
+    Whoever looks at all of RAM gives `MemoryReader.populated`: reading the rest makes the host allocate it.
     """
-    for segment in memory.segments:
-        at = max(segment.start, start)
-        at += -at % PAGE_SIZE
-        stop = min(segment.end, end) & -PAGE_SIZE
+    for part in parts:
+        at = part.start + -part.start % PAGE_SIZE
+        stop = part.end & -PAGE_SIZE
         while at < stop:
             length = min(CHUNK, stop - at)
             yield at, memory.read(at, length)

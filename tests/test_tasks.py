@@ -31,7 +31,7 @@ def rows(entries):
 
 
 def ours(session):
-    look = session.kernel.snapshot(0, "test")
+    look = session.os.kernel.snapshot(0, "test")
     assert not look.torn
     return sorted(
         (t.identity.pid, t.ppid, t.comm.decode(), t.uid, t.kernel, t.exit_state == 0x20) for t in look.tasks
@@ -94,8 +94,8 @@ def test_details_are_the_guests_own(boot):
             "do readlink $link; done; cut -d' ' -f4,5,6 stat; cat /proc/sys/kernel/random/boot_id"
         ).output.split("\n")
         with Session(str(guest.monitor)) as session:
-            task = next(t for t in session.kernel.snapshot(0, "").tasks if t.identity.pid == job.pid)
-            process = session.processes.describe(task)
+            task = next(t for t in session.os.kernel.snapshot(0, "").tasks if t.identity.pid == job.pid)
+            process = session.os.processes.describe(task)
         assert (process.exe, process.cwd) == (ids[0], ids[1])
         spaces = process.namespaces
         numbers = [spaces.pid, spaces.mnt, spaces.net, spaces.uts, spaces.ipc, spaces.cgroup, spaces.user]

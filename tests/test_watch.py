@@ -135,7 +135,7 @@ def test_vms_lists_the_guest(guest):
     run = pse("vms")
     assert run.returncode == 0
     (row,) = [line.split() for line in run.stdout.splitlines() if str(guest.pid) in line.split()]
-    assert row == [f"qemu-{guest.pid}", str(guest.pid), "512", "MiB", "1", "tcg", str(guest.monitor)]
+    assert row == [f"qemu-{guest.pid}", str(guest.pid), "512", "MiB", "1", "tcg", "qemu", str(guest.monitor)]
 
 
 @pytest.mark.parametrize("target", ["pid", "name", "monitor"])

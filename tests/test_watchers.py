@@ -37,8 +37,7 @@ class Steps:
 
 
 def session(forks):
-    kernel = SimpleNamespace(counters=lambda: Counters(forks, 1, 0))
-    return SimpleNamespace(sleep=lambda seconds: None, kernel=kernel)
+    return SimpleNamespace(sleep=lambda seconds: None, counters=lambda: Counters(forks, 1, 0))
 
 
 def run(script, late=()):

@@ -37,8 +37,8 @@ examples:
 """
 
 
-def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds ``symbols`` to the subcommands of ``pse``; `run` becomes the arguments' ``run``."""
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds ``symbols`` to the subcommands of ``pse``."""
     symbols = commands.add_parser(
         "symbols",
         help="list, build, show and prune symbol tables",

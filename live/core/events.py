@@ -46,7 +46,7 @@ class EndReason(str, enum.Enum):
     EXEC = "exec"
     """The image was replaced; the process lives on."""
     GONE = "gone"
-    """It vanished between two looks; how it ended was not seen (poll mode, or a trap taken too late)."""
+    """It vanished between two snapshots; how it ended was not seen (poll mode, or a trap taken too late)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,11 @@ class ExitStatus:
         if signal:
             return cls(code=None, signal=signal, core=bool(exit_code & 0x80))
         return cls(code=(exit_code >> 8) & 0xFF, signal=None, core=False)
+
+    @property
+    def reason(self) -> EndReason:
+        """Why there is an end event of a thread group that died so."""
+        return EndReason.EXIT if self.signal is None else EndReason.SIGNAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,12 +128,12 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occasion:
-    """When an event was seen, and what made us look.
+    """When an event was seen, and how.
 
     ``time_ns`` is UTC in ns since the epoch by the observer's clock; ``trigger`` says what
-    made us look (``"attach"``, ``"timer"``, ``"proof"``, ``"resync"``, or the kernel function that
+    showed it (``"attach"``, ``"timer"``, ``"proof"``, ``"resync"``, or the kernel function that
     was trapped); ``late_ns`` is for how long the event may have been true already: the time since
-    the look before, or since the trap was taken, while the vCPU was held;
+    the snapshot before, or since the trap was taken, while the vCPU was held;
     ``missed`` is how many tasks came and went unseen up to now, by the kernel's own counters.
     """
 
@@ -167,3 +172,11 @@ class ProcessEnd:
 
 
 Event = ProcessStart | ProcessExec | ProcessEnd
+
+
+def is_kernels(event: Event) -> bool:
+    """Whether an event is about a kernel thread, and so is shown on request only.
+
+    A kernel worker that became a process has no end and no exec for the user, only a start.
+    """
+    return (event.old if isinstance(event, ProcessExec) else event.process).kernel

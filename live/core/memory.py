@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NewType, Protocol
+from typing import NamedTuple, NewType, Protocol
 
 GuestPhysical = NewType("GuestPhysical", int)
 """A guest-physical address (gpa), in bytes."""
@@ -13,7 +13,7 @@ GuestVirtual = NewType("GuestVirtual", int)
 """A guest-virtual address, canonical, as an unsigned 64-bit number."""
 
 Asid = NewType("Asid", int)
-"""The gpa of a process's top-level page table; from CR3: without PCID, PTI and no-flush bits."""
+"""What tells one address space from another: the gpa of its top-level page table."""
 
 PAGE_SIZE = 4096
 
@@ -31,13 +31,24 @@ class Segment:
         return self.start + self.length
 
 
-class MemoryReader(Protocol):
-    """Guest-physical memory.  Reading never stops, changes or slows the guest.
+class Run(NamedTuple):
+    """``length`` bytes of RAM from gpa ``start``, which lie at ``offset`` of a file or of a VMM's RAM."""
 
-    A reader that has to stop it has more: ``refresh()``, up to which what was read is not read again;
-    ``rest()``, seconds for which the guest is to be left alone now, for what was read since the last call;
-    and ``poll_only``, a sentence that says why no traps can be had with it.
+    start: int
+    offset: int
+    length: int
+
+
+class MemoryReader(Protocol):
+    """Guest-physical memory.
+
+    Reading changes nothing in the guest.  What it costs the guest is said by `rest`: most readers cost it
+    nothing; one that has to stop the guest for a read asks for time in which it is left alone.
     """
+
+    @property
+    def description(self) -> str:
+        """How memory is read, as a phrase for the output: ``"mapped from ..., no copies"``."""
 
     @property
     def segments(self) -> Sequence[Segment]:
@@ -54,5 +65,55 @@ class MemoryReader(Protocol):
     def read(self, gpa: int, length: int) -> bytes | memoryview:
         """Exactly ``length`` bytes from ``gpa``; zero-copy where the source allows.
 
-        Raises `MemoryFault` with the first address that is not in guest RAM.
+        Raises `MemoryFault` with the first address that is not in guest RAM, `GuestGone` when the
+        hypervisor has ended.
         """
+
+    def populated(self) -> Sequence[Segment]:
+        """The parts of RAM that may hold something, ascending; everything else is zeros.
+
+        Reading the rest may make the host allocate it.
+        """
+
+    def refresh(self) -> None:
+        """What is read from now on is the guest's memory as it is from now on.
+
+        A reader may give what it has read once for every later read of the same place, up to here.
+        """
+
+    def rest(self) -> float:
+        """Seconds for which the guest is to be left alone now, for what was read since the last call."""
+
+
+class InPlace:
+    """The part of a `MemoryReader` that is the same for all that read in place and cost the guest nothing."""
+
+    segments: Sequence[Segment]
+
+    def populated(self) -> Sequence[Segment]:
+        """All of RAM: which parts were touched is not known."""
+        return self.segments
+
+    def refresh(self) -> None:
+        """Nothing is kept."""
+
+    def rest(self) -> float:
+        """The guest is not disturbed."""
+        return 0.0
+
+
+def merged(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Runs ascending by gpa; neighbours joined; empty ones, and what overlaps an earlier one, left out."""
+    found: list[Run] = []
+    for run in sorted(runs):
+        if run.length <= 0:
+            continue
+        if found:
+            start, offset, length = found[-1]
+            if run.start < start + length:
+                continue
+            if run.start == start + length and run.offset == offset + length:
+                found[-1] = Run(start, offset, length + run.length)
+                continue
+        found.append(run)
+    return tuple(found)

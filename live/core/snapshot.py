@@ -1,8 +1,8 @@
-"""One look at the guest's task list, and the OS-agnostic difference of two looks.
+"""A snapshot of the guest's task list, and the OS-agnostic difference of two snapshots.
 
-The difference is linear in the number of processes.  It yields *moments* (what must have happened
-in between), which the same state machine turns into events that the traps drive
-(`live.core.lifecycle`); so polling and trapping cannot disagree on what an event is.
+The difference takes time linear in the number of processes.  It yields *moments*: what must have
+happened in between.  They go through the same state machine as the moments that traps report
+(`live.core.lifecycle`), so polling and trapping cannot disagree on what an event is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from live.core.events import Identity
 class Task(NamedTuple):
     """The leader of one thread group, as plain values.
 
-    A NamedTuple and not a dataclass: a look makes a hundred of them within the time of one trap,
+    A NamedTuple and not a dataclass: a snapshot makes a hundred of them within the time of one trap,
     and a frozen dataclass costs eight times as much to create.
 
     ``address``: guest-virtual address of the `task_struct`; ``parent``: that of `real_parent`.
@@ -84,39 +84,58 @@ class Snapshot:
 
 
 class Moment(str, enum.Enum):
-    """What can happen to a thread group.  Traps report these exactly, two looks imply them."""
+    """What can happen to a thread group.
+
+    Traps report FORK, EXEC and DEATH.  The difference of two snapshots implies these, and PRESENT,
+    CORPSE, RETURN and REAP.  `without_repeats` makes REPEAT of an EXEC.
+    """
 
     PRESENT = "present"
-    """It lived already when we attached."""
+    """It was on the task list when we attached, and lives."""
     CORPSE = "corpse"
-    """It was dead already when we attached: a zombie."""
+    """It was on the task list when we attached, and is dead: a zombie."""
     FORK = "fork"
+    """It is a new thread group (fork, vfork, clone or clone3), and has the image of its parent."""
     EXEC = "exec"
+    """A successful execve or execveat has replaced its image."""
+    REPEAT = "repeat"
+    """An exec to the image that is known already: a snapshot showed it before its trap was handled."""
     DEATH = "death"
     """Its last thread has died."""
     REAP = "reap"
     """It is no longer on the task list."""
+    RETURN = "return"
+    """It is on the task list again, after a snapshot without it: one of the two lists lied."""
 
 
 class Happening(NamedTuple):
-    """A moment in the life of one thread group; ``task`` as seen then (or last, for REAP)."""
+    """A moment in the life of one thread group.
+
+    ``task``: its leader as it was at that moment; for REAP and REPEAT as it was seen last.
+    """
 
     moment: Moment
     task: Task
 
 
 def difference(
-    known: Mapping[Identity, Task], snapshot: Snapshot, attached: Container[Identity] = ()
+    known: Mapping[Identity, Task],
+    snapshot: Snapshot,
+    attached: Container[Identity] = (),
+    gone: Container[Identity] = (),
 ) -> Iterator[Happening]:
-    """What must have happened between two looks, in an order that the kernel allows.
+    """What must have happened since the snapshot before, in an order that the kernel allows.
 
-    ``known`` are the tasks of the look before, by identity; ``attached`` the identities that were
-    there when we attached.  Disappearances come first (their pids may have been reused since),
-    then what is new, parents before children as the list has them.  Tasks inside execve are left
-    as they were: they are complete at a later snapshot, under the same identity.
+    ``known``: the tasks that are known, as seen last, by identity; it must not change meanwhile.
+    ``attached``: the identities that were on the list when we attached.  ``gone``: those that have
+    left it; whoever handles a REAP may change it meanwhile.
+
+    Disappearances come first, since their pids may have been reused.  The rest follows in the order
+    of the list, which has parents before children.  A task inside execve makes no moment: a later
+    snapshot has it complete, under the same identity.  A torn snapshot proves no absence: it makes
+    no REAP.
     """
     if not snapshot.torn:
-        # A torn list may lack a task that lives: only a consistent one proves an absence.
         seen = {task.identity for task in snapshot.tasks}
         for identity, old in known.items():
             if identity not in seen:
@@ -129,8 +148,21 @@ def difference(
             if task.identity in attached:
                 yield Happening(Moment.CORPSE if task.dead else Moment.PRESENT, task)
                 continue
+            if task.identity in gone:
+                yield Happening(Moment.RETURN, task)
             yield Happening(Moment.FORK if task.fresh else Moment.EXEC, task)
         elif task.generation != before.generation:
             yield Happening(Moment.EXEC, task)
         if task.dead and (before is None or not before.dead):
             yield Happening(Moment.DEATH, task)
+
+
+def without_repeats(happening: Happening, last: Task, generation: int) -> Happening:
+    """The happening; or REPEAT, if it is an EXEC to the image that was shown last.
+
+    ``last``: the task as it was seen last; a REPEAT keeps it, because the snapshot that was first is
+    the newer of the two.  ``generation``: `self_exec_id` of the image that was shown last.
+    """
+    if happening.moment is Moment.EXEC and happening.task.generation == generation:
+        return Happening(Moment.REPEAT, last)
+    return happening

@@ -20,14 +20,13 @@ vCPU stood, and the guest hardly ever waits.
 A request is a plain value and replaces the one before it.  It knows nothing of an operating
 system: numbers, addresses and words only.
 
-asids are compared and reported masked: bits 0-11 hold the PCID, bit 12 tells a user page table from
-a kernel one under page-table isolation, bit 63 is the no-flush flag of the write.
+asids are compared and reported as `live.core.machine.Architecture.asid_of` makes them of the register.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
@@ -35,14 +34,6 @@ from live.core.memory import Asid, GuestPhysical, GuestVirtual
 
 VcpuIndex = NewType("VcpuIndex", int)
 """Number of a vCPU as the hypervisor counts them, from 0."""
-
-ASID_MASK = ~(0x1FFF | 1 << 63) & (1 << 64) - 1
-"""The bits of CR3 that tell one process from another (SDM vol. 3, 4.10.4.1; Linux PTI uses bit 12)."""
-
-
-def asid_of(cr3: int) -> Asid:
-    """The asid in a raw CR3 value: PCID, PTI and no-flush bits cleared."""
-    return Asid(cr3 & ASID_MASK)
 
 
 class Action(enum.IntEnum):
@@ -55,15 +46,13 @@ class Action(enum.IntEnum):
     """The vCPU waits for `TrapSource.resume`; never dropped, unless a hold ran into its limit before."""
 
 
-class Entry(enum.IntEnum):
-    """How a system call was made; the number means a different call under each ABI."""
+class Abi(enum.IntEnum):
+    """By which table the number of a system call is meant."""
 
-    SYSCALL = 0
-    """64-bit ``syscall`` (or, from 32-bit code on AMD, the compatibility one)."""
-    SYSENTER = 1
-    """32-bit ``sysenter``."""
-    INT80 = 2
-    """``int 0x80``: the i386 call table, whatever mode the caller is in."""
+    NATIVE = 0
+    """That of programs of the machine's own width."""
+    COMPAT = 1
+    """That of 32-bit programs on a 64-bit kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +82,14 @@ class Watchpoint:
 class Fence:
     """A code address at which the guest may run on, up to its next system call or trap.
 
-    Only if the quadword at ``offset`` bytes from what rdi points at can be read and is not 0; otherwise the
-    vCPU is held.
+    Only if the quadword at ``offset`` bytes from what the function's first argument points at can be read and
+    is not 0; otherwise the vCPU is held.
     """
 
     code: GuestVirtual
     offset: int
     passing: frozenset[int] = frozenset()
-    """Numbers (0..1023) of system calls that may be made all the same, with ``syscall``."""
+    """Numbers (0..1023) of system calls, by `Abi.NATIVE`, that may be made all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,17 +97,17 @@ class TrapRequest:
     """What to trap.  The empty request traps nothing, and costs nothing."""
 
     asid_changes: Action = Action.OFF
-    """Every change of the masked asid on a vCPU."""
+    """Every change of the asid on a vCPU."""
     syscalls: frozenset[int] = frozenset()
-    """Numbers (0..1023) trapped in whatever asid, made with ``syscall``."""
-    syscalls32: frozenset[int] = frozenset()
-    """The same for the i386 table: ``sysenter`` and ``int 0x80``."""
+    """Numbers (0..1023) trapped in whatever asid, by `Abi.NATIVE`."""
+    compat_syscalls: frozenset[int] = frozenset()
+    """The same by `Abi.COMPAT`."""
     every_syscall: Action = Action.OFF
     """Every system call in every asid (for measuring; a guest makes a great many)."""
     syscall_action: Action = Action.HOLD
-    """What is done for `syscalls`, `syscalls32`."""
+    """What is done for `syscalls`, `compat_syscalls`."""
     pending: frozenset[Asid] = frozenset()
-    """Asids (masked) in which every system call is trapped and held."""
+    """Asids in which every system call is trapped and held."""
     words: tuple[Word, ...] = ()
     """Compared at each asid change; the change is trapped and held if one moved since the last look."""
     code: frozenset[GuestVirtual] = frozenset()
@@ -126,12 +115,9 @@ class TrapRequest:
     code_action: Action = Action.HOLD
     fences: frozenset[Fence] = frozenset()
     """Where in `code` the vCPU need not stand; a source that has no fences holds it there, too."""
-    entries: frozenset[tuple[GuestVirtual, Entry]] = frozenset()
-    """Where the guest's kernel begins a system call, with its number in rax, and by which table it is meant
-    (`SYSENTER` and `INT80`: the i386 one).  There `fences` stop a vCPU; without entries there are none."""
-    gpas: frozenset[GuestPhysical] = frozenset()
-    """Where `code` and `entries` are in guest-physical memory; empty if that is not known of all of them.  A
-    source can leave alone the rest of the guest's code then."""
+    entries: frozenset[tuple[GuestVirtual, Abi]] = frozenset()
+    """Where the guest's kernel begins a system call, and by which table its number is meant.  There `fences`
+    stop a vCPU; without entries there are none."""
     accesses: frozenset[Watchpoint] = frozenset()
     """Words of data, always held.  A vCPU that has not moved since may be reported once more."""
 
@@ -140,9 +126,7 @@ class TrapRequest:
 class _Common:
     vcpu: VcpuIndex
     asid: Asid
-    """Masked asid in force when the trap was taken."""
-    cr3: int
-    """The raw CR3 in force when the trap was taken."""
+    """The asid in force when the trap was taken."""
     pc: GuestVirtual
     """Address of the instruction that is about to execute."""
     sequence: int
@@ -152,12 +136,12 @@ class _Common:
     held: bool
     """The vCPU waits for `TrapSource.resume`; at a fence, not before its next system call or trap."""
     registers: Mapping[str, int]
-    """General registers by name (``rdi``, ``rsp``, ...; ``gs_base`` where the source has it), unsigned."""
+    """Registers by name, unsigned: those of `Architecture.trap_registers` that the source has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsidChange(_Common):
-    """A vCPU is about to load another page-table root (its masked asid differs)."""
+    """A vCPU is about to load another page-table root, of another asid."""
 
     new_asid: Asid
     moved: bool = False
@@ -169,7 +153,7 @@ class Syscall(_Common):
     """A vCPU is about to enter a system call."""
 
     number: int
-    entry: Entry = Entry.SYSCALL
+    abi: Abi = Abi.NATIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +192,7 @@ class TrapSource(Protocol):
 
     @property
     def mode(self) -> str:
-        """``"plugin"`` or ``"gdbstub"``: what the output says, and what ``--mode`` selects."""
+        """What the output says, and what ``--mode`` selects."""
 
     @property
     def description(self) -> str:
@@ -225,6 +209,10 @@ class TrapSource(Protocol):
     @property
     def supports(self) -> frozenset[type]:
         """Which of the `Trap` classes the source can deliver."""
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether the whole guest stands while a trap is held, not its vCPU alone."""
 
     @property
     def prefers(self) -> type:
@@ -250,18 +238,3 @@ class TrapSource(Protocol):
 
     def close(self) -> None:
         """Let go of every vCPU, remove every trap, detach.  The guest goes on as if never watched."""
-
-
-class RegisterReader(Protocol):
-    """Registers of a vCPU, read while the guest runs: each value is one moment's."""
-
-    @property
-    def vcpus(self) -> Sequence[VcpuIndex]:
-        """The vCPUs there are."""
-
-    def registers(self, vcpu: VcpuIndex) -> Mapping[str, int]:
-        """Registers by name, unsigned 64-bit.
-
-        Lower case: ``rip``, ``rax``.., ``cr0``, ``cr3``, ``cr4``, ``efer``, ``gs_base``, ``idt_base``,
-        ``gdt_base``.
-        """

@@ -1,1 +1,1 @@
-"""From bytes of guest memory to tasks and processes."""
+"""Linux, as a `live.core.system.OperatingSystem`: kernel structures in guest memory, read as tasks."""

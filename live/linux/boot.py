@@ -1,36 +1,25 @@
-"""What is true of the whole guest: its name, its boot, its clock."""
+"""Facts about the guest as a whole: host name, boot id, clocks."""
 
 from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import dataclass
 
 from live.core.errors import MemoryFault
+from live.core.system import System
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import field
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class System:
-    """One boot of one guest.
-
-    ``hostname``: the node name of the initial uts namespace.  ``boot_id``: as
-    /proc/sys/kernel/random/boot_id has it; the kernel makes it up when it is first asked for, so
-    for a guest in which nobody asked it is derived here from what the boot randomised, and
-    ``boot_id_known`` is False.  ``boot_ns``: UTC ns at which the boot clock was 0, by the guest's
-    own wall clock; None if the kernel's timekeeper was not found.
-    """
-
-    hostname: str | None
-    release: str | None
-    boot_id: str
-    boot_id_known: bool
-    boot_ns: int | None
+_NS = 1_000_000_000
 
 
 def read_system(kernel: LinuxKernel) -> System:
-    """Read it from the kernel's globals.  Never raises on account of guest memory."""
+    """Host name, release, boot id and boot time, from the kernel's globals.
+
+    The kernel generates its boot id (/proc/sys/kernel/random/boot_id) on first use.  If no one in the guest
+    has used it, an id is derived from KASLR's choices and the start of the first process.  Guest memory
+    never makes this raise.
+    """
     boot_id = _boot_id(kernel)
     return System(
         hostname=_uts(kernel, "nodename"),
@@ -64,24 +53,38 @@ def _boot_id(kernel: LinuxKernel) -> uuid.UUID | None:
 
 
 def _derived(kernel: LinuxKernel) -> uuid.UUID:
-    """Stable within a boot and different in the next: KASLR's choices and the first process's start."""
+    """A boot id from KASLR's choices and pid 1's start time: constant in one boot, different in the next."""
     place = kernel.place
     first = next((task for task in kernel.snapshot(0, "").tasks if task.identity.pid == 1), None)
     seed = (place.kaslr_shift, place.phys_base, kernel.memory.direct, first.identity if first else None)
     return uuid.UUID(bytes=hashlib.sha256(repr(seed).encode()).digest()[:16], version=5)
 
 
+def now_ns(kernel: LinuxKernel) -> int:
+    """The guest's own wall clock, UTC ns since the epoch; 0 if its `timekeeper` cannot be read."""
+    found = _timekeeper(kernel, "xtime_sec", "tkr_mono.xtime_nsec", "tkr_mono.shift")
+    if found is None:
+        return 0
+    seconds, fraction, shift = found
+    return seconds * _NS + (fraction >> min(shift, 63)) % _NS
+
+
 def _boot_ns(kernel: LinuxKernel) -> int | None:
-    # tk_core until 6.18, an array whose first element is the core timekeeper since.
+    found = _timekeeper(kernel, "offs_real", "offs_boot")
+    # Both are offsets from the monotonic clock, in ns.
+    return found[0] - found[1] if found is not None else None
+
+
+def _timekeeper(kernel: LinuxKernel, *members: str) -> tuple[int, ...] | None:
+    """Members of the core `struct timekeeper`; None if it cannot be read."""
+    # From 6.17 tk_core is a macro for the first element of timekeeper_data[].
     address = kernel.symbol("tk_core", "timekeeper_data")
     if address is None:
         return None
-    # Both are a sequence counter and the timekeeper; the struct has a name since 6.13 only.
+    # Both hold a seqcount and the timekeeper; the struct has a tag (tk_data) since 6.13.
     inner = kernel.symbols.member("tk_data", "timekeeper")
-    read = kernel.unpacker("timekeeper", (field("offs_real"), field("offs_boot")))
+    read = kernel.unpacker("timekeeper", tuple(map(field, members)))
     try:
-        real, boot = read(address + (inner.offset if inner else 8))
+        return read(address + (inner.offset if inner else 8))
     except MemoryFault:
         return None
-    # Both are offsets from the monotonic clock, in ns.
-    return int(real) - int(boot)

@@ -1,18 +1,23 @@
-"""Processes that ended before the image was taken, and of which freed memory still holds the `task_struct`.
+"""Processes that ended before the image was taken, from `task_struct` objects in freed memory.
 
 Theory of operation
 -------------------
-The slab allocator does not clear what is freed, and links free objects through one word in their middle.
-What remains of a `task_struct` says who it was, when it started and how it ended.  A slab begins at a
-multiple of its size, so its objects sit at a few fixed offsets from every multiple of 32 KiB: those at which
-the tasks on the list are found.  At each of these places of all RAM, the word that would be `sched_class`
-must point to one of the kernel's few scheduling classes; that leaves every `task_struct` that is or was, at
-the price of some words per 32 KiB (10 ms per GiB, where searching for the same words everywhere takes 15 s).
-Those on the task list are known; of the rest only leaders that had finished exiting are shown, and each
-identity once.
+The slab allocator does not clear freed objects; it overwrites only one word in the middle of each (the
+freelist pointer).  The rest of a freed `task_struct` still holds the identity, the start time and the exit
+code.
 
-Warts: pointers in a freed object lead to memory that may be used otherwise by now, so only what lies in the
-object itself is reported.  Kernels with ``init_on_free=1`` leave nothing.
+A slab begins at a multiple of its size, so its objects lie at a few fixed offsets from every multiple of
+32 KiB.  The tasks on the task list show these offsets.  The search visits them in all of RAM and accepts a
+candidate whose `sched_class` points to one of the kernel's scheduling classes.  This reads a few words per
+32 KiB and takes 10 ms per GiB; a search of every word takes 15 s.
+
+Of the candidates that are not on the task list, only thread-group leaders that have finished exiting are
+reported, each identity once.
+
+Known warts
+-----------
+* Pointers in a freed object may lead to reused memory, so only members of the object itself are reported.
+* A kernel with ``init_on_free=1`` clears freed objects: nothing is found.
 """
 
 from __future__ import annotations
@@ -50,7 +55,7 @@ _MEMBERS = (
 
 
 class Corpse(NamedTuple):
-    """What is left of a process, and its kernel exit code."""
+    """A process that has ended, and `task_struct.exit_code` (see `ExitStatus.from_kernel`)."""
 
     process: Process
     exit_code: int
@@ -59,12 +64,13 @@ class Corpse(NamedTuple):
 def find(
     kernel: LinuxKernel, tasks: Sequence[Task], *, boot_ns: int | None, time_ns: int
 ) -> Iterator[Corpse]:
-    """The dead that are not among ``tasks`` (the task list), in the order of their starts.
+    """Ended processes that are not in ``tasks`` (the task list), ordered by start time.
 
-    ``boot_ns``: UTC ns at which the boot clock was 0, if known; ``time_ns``: UTC ns of the image, 0 if
-    unknown.
+    ``boot_ns``: UTC ns at which the boot clock was 0, None if unknown.  ``time_ns``: UTC ns at which the
+    image was taken, 0 if unknown; a candidate with a later start time is rejected.  Yields nothing if the
+    symbol table lacks a needed member.
     """
-    # The wall clock of an image is as coarse as its timer tick.
+    # The wall clock in an image is updated once per timer tick.
     uptime = time_ns - boot_ns + _TICK_NS if time_ns and boot_ns is not None else 1 << 63
     classes = {found for found in map(kernel.symbol, _CLASSES) if found is not None}
     try:
@@ -86,7 +92,7 @@ def find(
 
 
 def _words(memory: MemoryReader, places: Sequence[int], wanted: set[int]) -> Iterator[int]:
-    """The gpa of each word at one of ``places`` in a 32 KiB block of RAM whose value is ``wanted``."""
+    """Gpas of words (u64) that are in ``wanted``, at the offsets ``places`` in each 32 KiB block of RAM."""
     for segment in memory.segments:
         first = segment.start + -segment.start % _BLOCK
         for start in range(first, segment.end - _BLOCK + 1, _CHUNK):

@@ -1,13 +1,15 @@
-"""What an event carries beyond the task itself: read once, when the event becomes true.
+"""The details of an event: path, arguments, credentials, namespaces, cgroup.  Read once per event.
 
-Each part is optional: what cannot be read is None, and no part's failure hides another's.
+Each part is independent: one that cannot be read is None and does not affect the others.
 
-A guest that is not held may end the process meanwhile, and give the memory of what it had to another one.
-A task holds a reference to what it points at.  So it is read once more afterwards: what it points at as
-before was its own all the time, and what was read behind the other pointers is None.  (Memory that keeps
-one version of a page until it is refreshed gives the same answer twice: there this tells nothing.)
-A task at a trap whose vCPU is held, or fenced, lets go of nothing: one reading is enough there, if it is
-quick.
+While the guest runs, the process may exit during the read and its memory may be reused by another process.
+A task holds a reference to every object that it points at.  So the pointers in its `task_struct` are read
+again afterwards.  An object whose pointer is unchanged belonged to the task all the time; what was read
+through a changed pointer is discarded (None).  Memory that keeps one version of a page until it is refreshed
+(a recording, the gdb stub) gives the same pointers twice, so the check proves nothing there.
+
+At a trap whose vCPU is held or fenced, the task cannot drop a reference.  One pass is enough if it takes less
+time than a hold may last.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from live.arch.x86_64 import PageTable
 from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.events import Namespaces, Process
 from live.core.memory import Asid, GuestVirtual
@@ -31,12 +32,12 @@ MAX_ARGS = 128 * 1024
 """Bytes of command line that are kept: MAX_ARG_STRLEN, the longest single argument."""
 _AGAIN_S = (0.0001, 0.001)
 _QUICK_NS = 10_000_000
-"""A hold may end during a reading that takes longer."""
+"""A pass that takes longer may outlast the hold, so its result is checked like any other."""
 _MAX_LEVEL = 32  # MAX_PID_NS_LEVEL
 _PIDTYPES = {"tgid": 1, "pgid": 2, "sid": 3}  # enum pid_type, since 4.19
 _CONTAINER = re.compile(r"(?<![0-9a-f])([0-9a-f]{64})(?![0-9a-f])")
 _NAMESPACES = {"uts": "uts_ns", "ipc": "ipc_ns", "mnt": "mnt_ns", "net": "net_ns", "cgroup": "cgroup_ns"}
-"""Members of an nsproxy, by the names that they have in `Namespaces`."""
+"""Name in `Namespaces` -> member of `struct nsproxy`."""
 
 _IDS = ("uid", "gid", "euid", "egid")
 
@@ -48,13 +49,13 @@ _BEHIND = {
     "signal": ("pgid", "sid"),
     "cgroups": ("cgroup", "container_id"),
 }
-"""What a task points at, and what of a `Process` is read behind it; behind mm and fs: `_Image`."""
+"""Pointer in `task_struct` -> fields of `Process` that are read through it; for mm see `_Image`."""
 
 T = TypeVar("T")
 
 
 class _Holds(NamedTuple):
-    """The addresses of what a task holds a reference to, as members of its task_struct."""
+    """Guest-virtual addresses of the objects that a task holds references to, from its `task_struct`."""
 
     mm: int = 0
     thread_pid: int = 0
@@ -66,7 +67,7 @@ class _Holds(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """What of a `Process` is read behind its mm, the path as seen from its root directory."""
+    """Fields of `Process` that are read through its `mm_struct`; ``exe`` also needs its root directory."""
 
     exe: str | None = None
     args: tuple[str, ...] | None = None
@@ -77,10 +78,14 @@ _NO_IMAGE = _Image()
 
 
 class ProcessReader:
-    """Completes tasks to processes."""
+    """Reads the details of a task and makes a `Process` of it."""
 
     def __init__(self, kernel: LinuxKernel, boot_ns: int | None = None) -> None:
-        """Compile the readers.  ``boot_ns``: UTC ns at which the guest's boot clock was 0, if known."""
+        """Compile the readers.
+
+        ``boot_ns``: UTC ns at which the guest's boot clock was 0, if known.  Raises `SymbolsMissing` if the
+        kernel lacks a needed member.
+        """
         self._kernel = kernel
         self._boot_ns = boot_ns
         unpacker, symbols = kernel.unpacker, kernel.symbols
@@ -124,9 +129,10 @@ class ProcessReader:
         self._cgroup = self._cgroup_readers()
 
     def describe(self, task: Task, *, standing: bool = False) -> Process:
-        """Everything that is known of a task, now.  Never raises on account of guest memory.
+        """The process of a task, as guest memory has it now.  Guest memory never makes this raise.
 
-        ``standing``: what the task holds cannot change now, nor for the next `_QUICK_NS`.
+        ``standing``: the vCPU is held or fenced, so the task's references do not change while they are read
+        (for `_QUICK_NS` at least).
         """
         begin = time.monotonic_ns()
         before = self._held(task)
@@ -136,7 +142,7 @@ class ProcessReader:
             process = self._read(task, before, root, image)
             if time.monotonic_ns() - begin < _QUICK_NS:
                 return process
-        # What an exit frees first is read first, and checked at once.
+        # exit_mm() and exit_fs() come early in do_exit(): what needs mm and fs is read and checked first.
         now = self._held(task)
         if (now.mm, now.fs) != (before.mm, before.fs):
             image = _NO_IMAGE
@@ -149,12 +155,12 @@ class ProcessReader:
         return replace(process, **{name: getattr(nothing, name) for each in lost for name in _BEHIND[each]})
 
     def _held(self, task: Task) -> _Holds:
-        """What a task holds now: nothing if its memory is another's, no mm if it is in another image."""
+        """The pointers of a task now: all 0 if its memory was reused, mm 0 if it has exec'ed since."""
         try:
             tgid, start, generation, mm, *pointers = self._holds(task.address)
         except MemoryFault:
-            return _Holds(task.mm)  # only of a recording pages may lack: what was read then is all there is
-        # release_task() takes thread_pid away, before anything that is held there is freed.
+            return _Holds(task.mm)  # a page missing from a recording: go by what the snapshot has
+        # release_task() clears thread_pid before the objects that the task references are freed.
         if (tgid, start) != task.identity or not pointers[0]:
             return _Holds()
         return _Holds(task.mm if (generation, mm) == (task.generation, task.mm) else 0, *pointers)
@@ -205,12 +211,11 @@ class ProcessReader:
     def _args(self, task: Task, start: int, end: int) -> tuple[str, ...] | None:
         """The command line, at most `MAX_ARGS` bytes, cut at the first page that is not in RAM.
 
-        That is looked at more than once: while the kernel copies a page on write, no page is there for a
-        moment (wp_page_copy()).
+        A short read is retried: during copy-on-write the page-table entry is briefly empty (wp_page_copy()).
         """
         if task.kernel or not task.asid or not start < end:
             return None
-        table = PageTable(self._kernel.memory.physical, task.asid, self._kernel.levels)
+        table = self._kernel.user_space(task.asid)
         length = min(end - start, MAX_ARGS)
         raw = table.read_until_fault(start, length)
         for delay in _AGAIN_S:
@@ -221,13 +226,13 @@ class ProcessReader:
         return _split(raw) if raw else None
 
     def _innermost(self, pid: int) -> tuple[int | None, int | None]:
-        """(the tgid in the process's own pid namespace, address of that namespace)."""
+        """(tgid in the process's own pid namespace, address of that namespace) of a `struct pid`."""
         (level,) = self._pid_level(pid)
         nr, ns = self._upid(pid + self._pid_numbers + min(level, _MAX_LEVEL) * self._upid_size)
         return nr, ns
 
     def _group(self, signal: int, kind: str) -> int | None:
-        """Process group or session, as a pid of the initial namespace."""
+        """Process group or session id in the initial pid namespace, from a `signal_struct`."""
         pid = self._pointer(signal + self._signal_pids + 8 * _PIDTYPES[kind])
         number: int | None = self._upid(pid + self._pid_numbers)[0] if pid else None
         return number
@@ -259,7 +264,7 @@ class ProcessReader:
             return None  # a kernel without CONFIG_CGROUPS
 
     def _cgroup_path(self, css_set: int) -> str | None:
-        """The path in the unified (v2) hierarchy."""
+        """Path in the unified (v2) cgroup hierarchy; None if the kernel has no cgroups."""
         if self._cgroup is None or not css_set:
             return None
         of_set, of_cgroup, of_node = self._cgroup
@@ -275,7 +280,7 @@ class ProcessReader:
 
 
 def _container(cgroup: str | None) -> str | None:
-    """The container's id, as every runtime puts it into the cgroup's name: 64 hexadecimal digits."""
+    """The container id: the last run of 64 hexadecimal digits in the cgroup path, where runtimes put it."""
     found = _CONTAINER.findall(cgroup) if cgroup else []
     return found[-1] if found else None
 

@@ -1,27 +1,26 @@
-"""Linux: from memory to tasks.
+"""The task list of a running Linux kernel: the walk that takes a snapshot, and the readers of single tasks.
 
 Theory of operation
 -------------------
-`init_task.tasks` links the leaders of all thread groups.  One unpack a `task_struct` takes every
-member that is wanted, and one each for the `signal_struct`, `mm_struct` and `cred` behind it.  The
-guest runs meanwhile; what makes the result exact is the kernel's own bookkeeping: `total_forks`
-and `nr_threads` change under the same lock as the list, so a walk with equal counters before and
-after it saw a list that held still.  Otherwise it is repeated, and after the last try returned as
-torn.
+`init_task.tasks` links the leaders of all thread groups.  One unpack per `task_struct` reads all
+members that are needed; one more each reads its `signal_struct`, `mm_struct` and `cred`.  The guest
+runs during the walk.  `total_forks` and `nr_threads` change under the same lock as the list
+(`tasklist_lock`), so a walk with equal counters before and after it saw a list that did not change.
+Otherwise the walk is repeated; after the last try the snapshot is returned as torn.
 
 Rules
 -----
-* Every walk is bounded and never visits an address twice; a list that does not lead back to
-  `init_task` is torn, whatever the reason.
+* Every walk is bounded and visits no address twice.  A list that does not lead back to `init_task`
+  is torn, whatever the reason.
 * Values are taken as they are; nothing is asserted on guest data.
 
 Known warts
 -----------
-* The leader of a thread group that is inside execve from another thread is replaced in the list
-  (`de_thread`); both carry the same identity, and `transient` is set on the one that stays.
-* A look uses a `Task` again if nothing moved in its task_struct and signal_struct.  A cred or mm
-  that was freed and made anew at the same address, between two looks and for the same task, would
-  go unnoticed there; `live.linux.details` reads both anew for every event.
+* When a thread other than the leader calls execve, it replaces the leader in the list
+  (`de_thread`).  Both have the same identity; `transient` is set on the one that stays.
+* A snapshot reuses a `Task` if its `task_struct` and `signal_struct` have not changed.  A `cred` or
+  `mm_struct` that was freed and reallocated at the same address, for the same task and between two
+  snapshots, goes unnoticed there.  `live.linux.details` reads both again for every event.
 """
 
 from __future__ import annotations
@@ -29,18 +28,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
-from live.arch.x86_64 import PageTable
 from live.core.errors import MemoryFault
 from live.core.events import Identity
+from live.core.machine import AddressSpace, Architecture
 from live.core.memory import MemoryReader
 from live.core.snapshot import Counters, Snapshot, Task
-from live.linux.kernel_memory import START_KERNEL_MAP, KernelMemory
+from live.linux.kernel_memory import KernelMemory
 from live.linux.layout import SymbolTable, field
+from live.linux.machines import MACHINES, LinuxMachine
 
 _Seen = tuple[tuple[Any, ...], tuple[Any, ...], Task]
-"""Of one task: what was unpacked from its task_struct and its signal_struct, and the result."""
+"""Raw members of a `task_struct`, raw members of its `signal_struct`, and the `Task` made of them."""
 
 # include/linux/sched.h; values unchanged since 2.6.
 PF_EXITING = 0x0000_0004
@@ -52,14 +52,12 @@ PF_KTHREAD = 0x0020_0000
 
 SIGNAL_GROUP_EXIT = 0x4  # include/linux/sched/signal.h
 MAX_TASKS = 1 << 18
-"""A walk visits no more tasks than this; the largest guests run a few ten thousand."""
+"""Most tasks that a walk visits; large guests run some ten thousand."""
 _TRIES = 4
 _NO_DIRECT_MAP = 1 << 64
-# Until page_offset_base has been read, which lies in the image, nothing is in the direct map.
+# Used to read page_offset_base, which lies in the kernel image: no address is in this direct map.
 
-# Members of task_struct, in the order in which `_task` takes them apart.
-_NEXT, _FLAGS, _MM_AT, _SIGNAL_AT = 0, 3, 9, 11
-_TASK = (
+_TASK = (  # in the order of `TaskStruct`
     field("tasks.next"),
     field("pid"),
     field("tgid"),
@@ -77,9 +75,7 @@ _TASK = (
     field("comm"),
     field("in_execve", default=0),
 )
-# signal->live is an atomic_t.
-_NR_THREADS = 3
-_SIGNAL = (
+_SIGNAL = (  # in the order of `SignalStruct`; signal->live is an atomic_t
     field("live.counter", "live"),
     field("flags"),
     field("group_exit_code"),
@@ -90,56 +86,100 @@ _MM = (field("pgd"),)
 _CRED = (field("uid.val", "uid"),)
 
 
+class TaskStruct(NamedTuple):
+    """The members that are read of every `struct task_struct`; pointers are guest-virtual.
+
+    ``next`` is `tasks.next`, ``start_boottime`` in ns, ``comm`` 16 raw bytes.
+    """
+
+    next: int
+    pid: int
+    tgid: int
+    flags: int
+    exit_state: int
+    exit_code: int
+    real_parent: int
+    start_boottime: int
+    self_exec_id: int
+    mm: int
+    real_cred: int
+    signal: int
+    group_leader: int
+    comm: bytes
+    in_execve: int
+
+
+class SignalStruct(NamedTuple):
+    """The members that are read of every `struct signal_struct`; ``first_thread`` is `thread_head.next`."""
+
+    live: int
+    flags: int
+    group_exit_code: int
+    nr_threads: int
+    first_thread: int
+
+
+_FIELD = {name: number for number, name in enumerate(TaskStruct._fields)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPlace:
-    """Where a kernel lies in the guest: what a symbol table cannot say.
+    """Where a kernel was loaded: the facts that its symbol table does not have.
 
-    ``kaslr_shift``: bytes added to link-time addresses; ``phys_base``: gpa of
-    `__START_KERNEL_map`; ``dtb``: gpa of the kernel's top-level page table; ``la57``: 5 levels.
+    ``kaslr_shift``: bytes between link-time and run-time virtual addresses.  ``phys_base``: the kernel's
+    variable of this name, the gpa of `__START_KERNEL_map` (negative for some KASLR placements).  ``root``:
+    gpa of the kernel's top-level page table.  ``levels``: of its page tables, 4 or 5.
     """
 
     kaslr_shift: int
     phys_base: int
-    dtb: int
-    la57: bool
+    root: int
+    levels: int
 
 
 class LinuxKernel:
     """A running Linux kernel: memory, symbols, and the readers compiled for its layout."""
 
-    def __init__(self, memory: MemoryReader, symbols: SymbolTable, place: KernelPlace) -> None:
+    def __init__(
+        self, memory: MemoryReader, symbols: SymbolTable, place: KernelPlace, machine: Architecture
+    ) -> None:
         """Compile the readers.
 
-        Raises `SymbolsMissing` if the table lacks what every kernel has, `MemoryFault` if the
-        kernel's globals cannot be read (then ``place`` is wrong).
+        Raises `SymbolsMissing` if the table lacks a needed symbol or member, `MemoryFault` if the
+        kernel's globals cannot be read (``place`` is wrong).
         """
         self.symbols = symbols
         self.place = place
+        self.machine = machine
+        self.facts: LinuxMachine = MACHINES[machine.name]
         self._shift = place.kaslr_shift
-        table = PageTable(memory, place.dtb, 5 if place.la57 else 4)
+        table = machine.address_space(memory, place.root, place.levels)
         end = symbols.symbol("_end", "__bss_stop")
-        # 1 GiB is the most that the kernel maps for its image (KERNEL_IMAGE_SIZE).
-        image = (START_KERNEL_MAP, (end or START_KERNEL_MAP + (1 << 30) - self._shift) + self._shift)
+        first = self.facts.image
+        image = (first, (end or first + self.facts.largest_image - self._shift) + self._shift)
         self.memory = KernelMemory(
             memory, phys_base=place.phys_base, image=image, direct=_NO_DIRECT_MAP, table=table
         )
         self.memory = KernelMemory(
             memory, phys_base=place.phys_base, image=image, direct=self._direct_map(), table=table
         )
-        self.levels = 5 if place.la57 else 4
         self._init_task = self.address("init_task")
         unpacker = self.unpacker
         record = symbols.record("task_struct", _TASK)
-        self.task = self.memory.unpacker(record)
+        self._task_members = self.memory.unpacker(record)
         self._raw_task = self.memory.raw_unpacker(record)
         self._arrange = record.arranger()
         self._tgid = unpacker("task_struct", (field("tgid"),))
         self._seen: dict[int, _Seen] = {}
         signals = symbols.record("signal_struct", _SIGNAL)
-        self.signal = self.memory.unpacker(signals)
+        self._signal_members = self.memory.unpacker(signals)
         self._raw_signal = self.memory.raw_unpacker(signals)
         self._arrange_signal = signals.arranger()
-        self._at = (record.position(_NEXT), record.position(_SIGNAL_AT), signals.position(_NR_THREADS))
+        self._at = (
+            record.position(_FIELD["next"]),
+            record.position(_FIELD["signal"]),
+            signals.position(SignalStruct._fields.index("nr_threads")),
+        )
         self.mm = unpacker("mm_struct", _MM)
         self.cred = unpacker("cred", _CRED)
         self._tasks_offset = symbols.offset("task_struct", "tasks")
@@ -151,25 +191,39 @@ class LinuxKernel:
         self._thread_node = symbols.offset("task_struct", "thread_node")
         self._counters = self._counter_readers()
 
+    def task(self, address: int) -> TaskStruct:
+        """The `task_struct` at a guest-virtual address.  Raises `MemoryFault`."""
+        return TaskStruct._make(self._task_members(address))
+
+    def signal(self, address: int) -> SignalStruct:
+        """The `signal_struct` at a guest-virtual address.  Raises `MemoryFault`."""
+        return SignalStruct._make(self._signal_members(address))
+
+    def user_space(self, asid: int) -> AddressSpace:
+        """The address space of a process: ``asid`` is the gpa of its top-level page table (`mm->pgd`)."""
+        return self.machine.address_space(self.memory.physical, asid, self.place.levels)
+
     def address(self, *names: str) -> int:
-        """Guest-virtual address of a kernel symbol, KASLR shift included; `SymbolsMissing` if unknown."""
+        """Run-time guest-virtual address of the first of ``names`` that exists.  Raises `SymbolsMissing`."""
         return self.symbols.address(*names) + self._shift
 
     def symbol(self, *names: str) -> int | None:
-        """Like `address`, None if the kernel has no such symbol."""
+        """Like `address`; None if the kernel has none of these symbols."""
         found = self.symbols.symbol(*names)
         return None if found is None else found + self._shift
 
     def unpacker(self, type_name: str, fields: tuple[Any, ...]) -> Callable[[int], tuple[Any, ...]]:
-        """A reader of the wanted members of one C type, compiled for this kernel."""
+        """A function from the guest-virtual address of a C object to the values of ``fields``.
+
+        Raises `SymbolsMissing`; the function raises `MemoryFault`.
+        """
         return self.memory.unpacker(self.symbols.record(type_name, fields))
 
     def _direct_map(self) -> int:
         symbol = self.symbol("page_offset_base")
         if symbol is not None:  # CONFIG_DYNAMIC_MEMORY_LAYOUT
             return self.memory.u64(symbol)
-        # Documentation/arch/x86/x86_64/mm.rst
-        return 0xFF11_0000_0000_0000 if self.place.la57 else 0xFFFF_8880_0000_0000
+        return self.facts.direct_map[self.place.levels]
 
     def _counter_readers(self) -> tuple[Callable[[], int], Callable[[], int], Callable[[], int]]:
         cursor = self.symbols.offset("pid_namespace", "idr.idr_next")
@@ -181,19 +235,19 @@ class LinuxKernel:
         )
 
     def counters(self) -> Counters:
-        """The kernel's own counters; O(1)."""
+        """`total_forks`, `nr_threads` and the pid allocator's cursor; O(1).  Raises `MemoryFault`."""
         forks, threads, cursor = self._counters
         return Counters(forks(), threads(), cursor())
 
     def forget(self) -> None:
-        """Read every task anew at the next look."""
+        """Drop the tasks kept for reuse: the next snapshot reads every task."""
         self._seen = {}
 
     def snapshot(self, time_ns: int, trigger: str) -> Snapshot:
-        """All thread groups, the idle task left out, kernel threads and zombies included.
+        """A snapshot of all thread groups: kernel threads and zombies included, the idle task not.
 
-        ``time_ns`` and ``trigger`` are passed on.  Raises `MemoryFault` only if not even the head
-        of the list can be read.
+        ``time_ns`` and ``trigger`` are copied into the result.  Raises `MemoryFault` if the counters cannot
+        be read; a list that cannot be read gives a torn snapshot.
         """
         for attempt in range(_TRIES):
             self.memory.refresh()
@@ -209,17 +263,17 @@ class LinuxKernel:
         return Snapshot(time_ns=time_ns, trigger=trigger, counters=before, tasks=tasks, tids=tids)
 
     def _walk(self) -> tuple[list[Task], frozenset[tuple[int, int]], bool]:
-        """(tasks, all tids, whether the walk came back to where it began).
+        """(tasks, all tids, whether the list was complete and led back to `init_task`).
 
-        What a task is made of is compared with the last look, and the `Task` of that look is used
-        again if nothing moved: most tasks of a guest do nothing.
+        The raw members of each task are compared with those of the last snapshot.  If they are equal, as for
+        most tasks of a guest, its `Task` is reused.
         """
         read, signal_of = self._raw_task, self._raw_signal
         offset, head = self._tasks_offset, self._init_task
         at_next, at_signal, at_threads = self._at
         before, now = self._seen, {}
         threads: list[tuple[int, int]] = []
-        unreadable: set[int] = set()  # freed under our hands: their members led nowhere
+        unreadable: set[int] = set()  # freed during the walk: a pointer in them is no longer valid
         address, whole = head, True
         for _ in range(MAX_TASKS):
             try:
@@ -252,44 +306,43 @@ class LinuxKernel:
         tids = frozenset(chain(threads, [task.identity for task in tasks]))
         return tasks, tids, whole and not unreadable and len(threads) < MAX_TASKS
 
-    def read_task(self, address: int, raw: tuple[Any, ...] | None = None) -> Task:
-        """The thread group of the task at ``address``, seen through its leader.
+    def read_task(self, address: int, found: TaskStruct | None = None) -> Task:
+        """The leader of the thread group to which the `task_struct` at ``address`` belongs.
 
-        ``raw``: what `task` has just read there.  Raises `MemoryFault`.
+        ``found``: what `task` has just read there, to save reading it again.  Raises `MemoryFault`.
         """
-        raw = raw or self.task(address)
-        leader = raw[12]
-        if leader != address:
-            address, raw = leader, self.task(leader)
-        signal = self.signal(raw[_SIGNAL_AT])
+        found = found or self.task(address)
+        if found.group_leader != address:
+            address, found = found.group_leader, self.task(found.group_leader)
+        signal = self.signal(found.signal)
         try:
-            return self._task(address, raw, signal)
+            return self._task(address, found, signal)
         except MemoryFault:
-            if not raw[_FLAGS] & PF_EXITING:
+            if not found.flags & PF_EXITING:
                 raise
-            # exit_mm() and what it frees were quicker than we; nothing else of the task is gone.
-            return self._task(address, (*raw[:_MM_AT], 0, *raw[_MM_AT + 1 :]), signal)
+            # exit_mm() dropped the mm between the two reads; the rest of the task is still valid.
+            return self._task(address, found._replace(mm=0), signal)
 
     def revisit(self, task: Task) -> Task | None:
-        """The same task after it left the list, if its memory still holds it and it was exiting.
+        """A task that has left the list, with its exit code; None if its memory does not show its exit.
 
-        The kernel does not clear a freed `task_struct`; until the memory is used again it still
-        says how the task ended.
+        The kernel does not clear a freed `task_struct`: until the memory is reused, it still holds
+        the exit code.
         """
         try:
-            raw = self.task(task.address)
+            found = self.task(task.address)
         except MemoryFault:
             return None
-        if Identity(raw[2], raw[7]) != task.identity or not raw[3] & PF_EXITING:
+        if (found.tgid, found.start_boottime) != task.identity or not found.flags & PF_EXITING:
             return None
-        return task._replace(flags=raw[3], exit_code=raw[5], dead=True)
+        return task._replace(flags=found.flags, exit_code=found.exit_code, dead=True)
 
     def _task(self, address: int, raw: tuple[Any, ...], signal: tuple[Any, ...]) -> Task:
         (_, _, tgid, flags, exit_state, exit_code, parent, start) = raw[:8]
         (generation, mm, cred, _, _, comm, execve) = raw[8:]
         live, signal_flags, group_code, _, _ = signal
         end = comm.find(b"\0")
-        # By position: by name it takes as long as everything else together.
+        # Positional: keyword arguments take as long as everything else here together.
         return Task(
             Identity(tgid, start),
             address,
@@ -299,28 +352,29 @@ class LinuxKernel:
             flags,
             generation,
             mm,
-            # asid: not masked, as a CR3 would be. Without PTI a pgd is one page, at any page, since 6.15
-            # (arch/x86/include/asm/pgalloc.h: pgd_allocation_order), and bit 12 belongs to its address.
+            # asid: the gpa of the pgd, not masked like a page-table root out of a register. Without PTI a
+            # pgd is one page at any page since 6.15 (arch/x86/include/asm/pgalloc.h: pgd_allocation_order),
+            # so bit 12 belongs to its address.
             self.memory.gpa(self.mm(mm)[0]) if mm else 0,
             self.cred(cred)[0],
             live,
             exit_state,
             group_code if signal_flags & SIGNAL_GROUP_EXIT else exit_code,
-            # kernel: a usermode helper is a kernel thread without PF_KTHREAD until it execs (since 5.19,
-            # kernel commit 343f4c49f243); an exiting process has lost its mm, but is none.
+            # kernel: a usermode helper has neither PF_KTHREAD nor an mm until it execs (since 5.19, kernel
+            # commit 343f4c49f243); an exiting process has no mm either, but is no kernel thread.
             flags & PF_KTHREAD != 0 or (not mm and not flags & PF_EXITING),
             flags & PF_FORKNOEXEC != 0,
-            # dead: exit_state is set after exit_code and the group's code are final; live falls before.
+            # dead: signal->live falls first; exit_state is set once both exit codes are final.
             live <= 0 and exit_state != 0,
             execve != 0,
         )
 
     def _threads(self, signal: int, most: int) -> Iterator[tuple[int, int]]:
-        """(tid, start_boottime) of ``most`` threads at most of a `signal_struct`'s group, in list order."""
-        _, _, _, count, node = self.signal(signal)
-        head = signal + self._thread_head
+        """(tid, start_boottime) of at most ``most`` threads of a `signal_struct`, in list order."""
+        group = self.signal(signal)
+        node, head = group.first_thread, signal + self._thread_head
         seen: set[int] = set()
-        for _ in range(min(count, most)):
+        for _ in range(min(group.nr_threads, most)):
             if node == head or node in seen:
                 return
             seen.add(node)

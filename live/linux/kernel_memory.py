@@ -1,9 +1,9 @@
-"""The kernel's own address space, translated without page walks wherever that is possible.
+"""The kernel's own address space, translated by subtraction where possible, else by a page walk.
 
-The kernel maps all RAM linearly (the direct map, at `page_offset_base`) and its image once more
-at `__START_KERNEL_map`.  Nearly every object that introspection touches lies in one of the two, so
-one subtraction takes the place of a page walk, for 4 and 5 levels alike.  Everything else
-(vmalloc, modules) goes through the page table.
+The kernel maps all RAM linearly (the direct map, at `page_offset_base`) and its image a second time
+at `__START_KERNEL_map`.  Nearly every object that introspection reads lies in one of the two, where
+one subtraction replaces the page walk, with 4 and 5 levels alike.  Everything else (vmalloc,
+modules) goes through the page tables.
 """
 
 from __future__ import annotations
@@ -12,53 +12,46 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from live.arch.x86_64 import PageTable
 from live.core.errors import MemoryFault
+from live.core.machine import AddressSpace
 from live.core.memory import MemoryReader
 from live.linux.layout import Record
 
-START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 _U64 = struct.Struct("<Q")
 _U32 = struct.Struct("<I")
 _MAX_STRING = 4096
 
 
-def _nothing() -> None:
-    """What most memory does when asked to refresh."""
-
-
-def _none() -> float:
-    """What most memory costs the guest."""
-    return 0.0
-
-
 class KernelMemory:
-    """Kernel-virtual memory.
+    """Kernel-virtual memory over guest-physical memory.
 
-    ``phys_base``: gpa of `__START_KERNEL_map`, so that an address of the image translates by
-    subtraction; ``image``: first and last+1 virtual address of the image, KASLR shift included;
-    ``direct``: `page_offset_base`; ``table``: the kernel's page table.
+    ``image``: first and last+1 run-time virtual address of the image mapping.  ``phys_base``: gpa of the
+    first (may be negative).  ``direct``: virtual address of the direct map, `page_offset_base`.  ``table``:
+    the kernel's page tables.
     """
 
     def __init__(
-        self, memory: MemoryReader, *, phys_base: int, image: tuple[int, int], direct: int, table: PageTable
+        self,
+        memory: MemoryReader,
+        *,
+        phys_base: int,
+        image: tuple[int, int],
+        direct: int,
+        table: AddressSpace,
     ) -> None:
         """Nothing is read yet."""
         self.physical = memory
-        # A recording keeps one version of a page for all reads between two refreshes; memory that
-        # is read in place has nothing to do here.
-        self.refresh: Callable[[], None] = getattr(memory, "refresh", _nothing)
-        self.rest: Callable[[], float] = getattr(memory, "rest", _none)
+        self.refresh = memory.refresh
         self.direct = direct
         self.limit = memory.segments[-1].end if memory.segments else 0
         self.table = table
         self._image, self._image_length = image[0], image[1] - image[0]
-        self._image_gpa = image[0] - START_KERNEL_MAP + phys_base
-        # Of a shifted kernel the first part of this has no gpa.
+        self._image_gpa = phys_base
+        # With a negative phys_base the first bytes of the mapping have no gpa.
         self._image_first = max(0, -self._image_gpa)
 
     def gpa(self, address: int) -> int:
-        """The gpa behind a kernel-virtual address; `MemoryFault` if there is none."""
+        """The gpa of a kernel-virtual address.  Raises `MemoryFault` if it is not mapped."""
         offset = address - self.direct
         if 0 <= offset < self.limit:
             return offset
@@ -68,7 +61,7 @@ class KernelMemory:
         return self.table.gpa(address)
 
     def read(self, address: int, length: int) -> bytes:
-        """``length`` bytes; `MemoryFault` if any of them cannot be read."""
+        """``length`` bytes at a kernel-virtual address.  Raises `MemoryFault` if any cannot be read."""
         offset = address - self.direct
         if 0 <= offset < self.limit:
             return bytes(self.physical.read(offset, length))
@@ -78,17 +71,20 @@ class KernelMemory:
         return self.table.read(address, length)
 
     def u32(self, address: int) -> int:
-        """An unsigned 32-bit number."""
+        """The u32 at a kernel-virtual address.  Raises `MemoryFault`."""
         value: int = _U32.unpack(self.read(address, 4))[0]
         return value
 
     def u64(self, address: int) -> int:
-        """An unsigned 64-bit number, or a pointer."""
+        """The u64, or pointer, at a kernel-virtual address.  Raises `MemoryFault`."""
         value: int = _U64.unpack(self.read(address, 8))[0]
         return value
 
     def string(self, address: int, limit: int = _MAX_STRING) -> bytes:
-        """The bytes of a C string, without its NUL; at most ``limit``, read page by page."""
+        """The C string at a kernel-virtual address, without its NUL, at most ``limit`` bytes.
+
+        It is read page by page, so that it may end before an unmapped page.  Raises `MemoryFault`.
+        """
         parts: list[bytes] = []
         while limit > 0:
             take = min(limit, 4096 - (address & 0xFFF))
@@ -103,9 +99,9 @@ class KernelMemory:
         return b"".join(parts)
 
     def unpacker(self, record: Record) -> Callable[[int], tuple[Any, ...]]:
-        """A function from the address of a C object to the values of ``record``, as asked for.
+        """A function from the kernel-virtual address of a C object to the values of ``record``.
 
-        The function raises `MemoryFault` for an address that is not in guest RAM.
+        The values are in the order of the record's fields.  The function raises `MemoryFault`.
         """
         read, arrange = self.raw_unpacker(record), record.arranger()
         if not record.needs_arranging:
@@ -113,9 +109,9 @@ class KernelMemory:
         return lambda address: arrange(read(address))
 
     def raw_unpacker(self, record: Record) -> Callable[[int], tuple[Any, ...]]:
-        """Like `unpacker`, but the values are as they lie in memory: see `Record.arranger`.
+        """Like `unpacker`, but the values are in memory order: see `Record.arranger`.
 
-        It is the hot path of everything: with a flat view it is a subtraction and an unpack.
+        This is the hot path: with a flat view it is one subtraction and one unpack.
         """
         base, size = self.direct - record.start, record.struct.size
         first, last = record.start, self.limit - size
@@ -147,9 +143,9 @@ class KernelMemory:
         return copied
 
     def value(self, address: int, form: str) -> Callable[[], int]:
-        """A function that reads the number at one fixed address, in the `struct` format ``form``.
+        """A function that reads the number at a fixed kernel-virtual address, in `struct` format ``form``.
 
-        Raises `MemoryFault` now if the address has no place in guest memory.
+        The address is translated here, once.  Raises `MemoryFault` if it is not mapped to RAM.
         """
         gpa, record = self.gpa(address), struct.Struct(f"<{form}")
         flat, read = self.physical.flat, self.physical.read

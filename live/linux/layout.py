@@ -1,19 +1,19 @@
-"""Offsets, compiled once from a Volatility symbol table, so that reading is one `struct` unpack.
+"""Layouts of C types: members looked up once in an ISF, compiled so that reading is one `struct` unpack.
 
 Theory of operation
 -------------------
-A `SymbolTable` wraps Volatility's own reader of ISF files, so any table serves: ours, made from
-the guest's BTF and kallsyms, or one that dwarf2json made from DWARF.  A `Record` names the members
-of one C type that a reader wants; compiling it looks up offsets, sizes and signedness, and yields
-one `struct.Struct` whose pad bytes skip everything else.  A hundred tasks are then a hundred
-unpacks, without one Volatility object (which costs 2.5 ms a task).
+A `SymbolTable` wraps Volatility's own reader of ISF files, so it reads any ISF: ours, made from the
+guest's BTF and kallsyms, or one that dwarf2json made from DWARF.  A `Record` holds the members of
+one C type that a reader needs.  Compiling it looks up offsets, sizes and signedness and yields one
+`struct.Struct` whose pad bytes skip everything else.  A hundred tasks are then a hundred unpacks
+and not one Volatility object (2.5 ms per task).
 
 Rules
 -----
-* What differs between kernels is decided by member *presence*, newest name first, never by a
-  version number.  A `Field` therefore lists alternative spellings.
-* A member that no spelling finds raises `SymbolsMissing`, unless the field has a ``default``.
-* Bit fields are read as their storage unit; `Field.bit` and the compiled mask tell them apart.
+* Differences between kernels are decided by member *presence*, newest name first, never by the
+  version.  A `Field` therefore lists alternative names.
+* A member that no name finds raises `SymbolsMissing`, unless the field has a ``default``.
+* A bit field is read as its storage unit; `Member.shift` and `Member.mask` extract it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _CODES = {1: "b", 2: "h", 4: "i", 8: "q"}
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where a member lives in its C type: ``offset`` and ``size`` in bytes.
+    """A member of a C type: ``offset`` and ``size`` in bytes (of the storage unit for a bit field).
 
-    ``code`` is the `struct` format of the value; ``shift`` and ``mask`` apply to bit fields
-    (``mask`` is 0 for ordinary members).
+    ``code`` is the `struct` format of the value.  ``shift`` and ``mask`` extract a bit field; ``mask`` is
+    0 for other members.
     """
 
     offset: int
@@ -50,9 +50,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A wanted member: dotted ``paths`` in order of preference, and what stands in if none exists.
+    """A member to read: dotted ``paths`` in order of preference, and the value if none of them exists.
 
-    ``default`` None means that the reader cannot do without it.
+    ``default`` None: the member is required.
     """
 
     paths: tuple[str, ...]
@@ -60,22 +60,22 @@ class Field:
 
 
 def field(*paths: str, default: int | bytes | None = None) -> Field:
-    """A `Field` from its spellings, newest kernel first."""
+    """A `Field` from its alternative paths, newest kernel first."""
     return Field(paths, default)
 
 
 class SymbolTable:
-    """Types and link-time symbol addresses of one kernel, from an ISF file.
-
-    Raises `SymbolsMissing` when the file is no usable ISF.
-    """
+    """Types and link-time symbol addresses of one kernel, from an ISF file."""
 
     def __init__(self, path: Path | str) -> None:
-        """Load the ISF at ``path`` (``.json``, ``.json.xz``, ``.json.gz``, ``.json.bz2``)."""
+        """Load the ISF at ``path`` (``.json``, ``.json.xz``, ``.json.gz``, ``.json.bz2``).
+
+        Raises `SymbolsMissing` if it is not a usable ISF.
+        """
         url = Path(path).resolve().as_uri()
         try:
-            # validate=False: checking against the schema needs jsonschema and takes longer than
-            # everything else; tables are validated where they are made.
+            # validate=False: the schema check needs jsonschema and takes longer than everything else
+            # here; our own tables are checked by tests/symbols.
             self._table = intermed.IntermediateSymbolTable(
                 contexts.Context(), "pse", "kernel", isf_url=url, validate=False
             )
@@ -87,7 +87,7 @@ class SymbolTable:
         self._types: dict[str, Any] = {}
 
     def symbol(self, *names: str) -> int | None:
-        """Link-time virtual address of the first of ``names`` that exists, without KASLR shift; or None."""
+        """Link-time virtual address (no KASLR shift) of the first of ``names`` that exists, else None."""
         for name in names:
             try:
                 return int(self._table.get_symbol(name).address)
@@ -96,7 +96,7 @@ class SymbolTable:
         return None
 
     def address(self, *names: str) -> int:
-        """Like `symbol`, but a missing symbol raises `SymbolsMissing`."""
+        """Like `symbol`.  Raises `SymbolsMissing` if none of ``names`` exists."""
         address = self.symbol(*names)
         if address is None:
             raise SymbolsMissing(
@@ -106,15 +106,15 @@ class SymbolTable:
         return address
 
     def size(self, type_name: str) -> int:
-        """Size of a C type in bytes."""
+        """Size of a C type in bytes.  Raises `SymbolsMissing`."""
         return int(self._type(type_name).size)
 
     def has(self, type_name: str, path: str) -> bool:
-        """Whether a type has the member at the dotted ``path``."""
+        """Whether a C type has the member at the dotted ``path``."""
         return self.member(type_name, path) is not None
 
     def offset(self, type_name: str, *paths: str) -> int:
-        """Byte offset of the first of ``paths`` that exists in ``type_name``."""
+        """Byte offset of the first of the dotted ``paths`` that exists.  Raises `SymbolsMissing`."""
         for path in paths:
             found = self.member(type_name, path)
             if found is not None:
@@ -160,7 +160,7 @@ class SymbolTable:
         return found
 
     def record(self, type_name: str, fields: Sequence[Field]) -> Record:
-        """Compile the wanted members of one C type into a `Record`."""
+        """Compile ``fields`` of one C type into a `Record`.  Raises `SymbolsMissing`."""
         members: list[Member | int | bytes] = []
         for wanted in fields:
             for path in wanted.paths:
@@ -176,7 +176,7 @@ class SymbolTable:
 
 
 def _member(offset: int, template: Any) -> Member:
-    """Turn a Volatility template into a `Member`."""
+    """The `Member` that a Volatility template at ``offset`` describes."""
     vol = template.vol
     if "start_bit" in vol:
         base = vol.base_type
@@ -191,8 +191,8 @@ def _member(offset: int, template: Any) -> Member:
         return Member(offset, size, f"{size}s")
     if "subtype" in vol and "count" not in vol:
         return Member(offset, 8, "Q")  # a pointer
-    # A struct or an enum: only its place is of interest, unless it has the size of a number
-    # (atomic_t, kuid_t, refcount_t wrap one).
+    # A struct or an enum: raw bytes, unless it has the size of a number (atomic_t, kuid_t and
+    # refcount_t wrap one).
     try:
         size = template.size
     except exceptions.SymbolError:
@@ -201,17 +201,16 @@ def _member(offset: int, template: Any) -> Member:
 
 
 class Record:
-    """The wanted members of one C type as a single unpack.
+    """Members of one C type, read by a single unpack.
 
-    ``start`` is the byte offset of the first wanted member, ``struct`` spans from there to the
-    end of the last.  What it unpacks is in the order of memory; `arranger` makes of it the values in
-    the order in which the fields were asked for.
+    ``start`` is the byte offset of the first member in memory; ``struct`` spans from there to the end of the
+    last.  It unpacks in memory order; `arranger` brings the values into the order of the fields.
     """
 
     __slots__ = ("_bits", "_constants", "_order", "_slots", "start", "struct")
 
     def __init__(self, members: Sequence[Member | int | bytes]) -> None:
-        """Compile ``members``; a number or bytes in it is a constant that stands for a missing member."""
+        """Compile ``members``; a number or bytes among them is the value of a member that does not exist."""
         present = sorted({(m.offset, m.size, m.code) for m in members if isinstance(m, Member)})
         self.start = present[0][0] if present else 0
         form, at = "<", self.start
@@ -220,7 +219,7 @@ class Record:
         for entry in present:
             offset, size, code = entry
             if offset < at:
-                overlapping.append(entry)  # e.g. two bit fields with storage units of other widths
+                overlapping.append(entry)  # such as bit fields with storage units of different sizes
                 continue
             form += f"{offset - at}x{code}" if offset > at else code
             slots[entry] = len(slots)
@@ -245,22 +244,22 @@ class Record:
 
     @property
     def end(self) -> int:
-        """Byte offset behind the last wanted member."""
+        """Byte offset behind the last member."""
         return self.start + self.struct.size
 
     def position(self, wanted: int) -> int:
-        """Where the value of the ``wanted``-th field stands in the tuple as unpacked."""
+        """Index of field number ``wanted`` in the tuple as unpacked, in memory order."""
         return self._order[wanted]
 
     @property
     def needs_arranging(self) -> bool:
-        """Whether the values, as they lie in memory, are not yet those that were asked for."""
+        """Whether the values in memory order differ from those in the order of the fields."""
         return bool(self._constants or self._bits) or self._order != list(range(len(self._order)))
 
     def arranger(self) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-        """What brings unpacked values into the order asked for, adds defaults, takes bit fields apart."""
+        """A function that orders unpacked values like the fields, adds defaults and extracts bit fields."""
         constants, bits = self._constants, self._bits
-        # Defaults and bit fields follow the unpacked values; then everything is picked in one go.
+        # Defaults and bit fields are appended to the unpacked values; one itemgetter then picks all.
         order = list(self._order)
         behind = len(set(self._slots.values())) + len(constants)
         for number, (position, _, _, _) in enumerate(bits):

@@ -1,4 +1,4 @@
-"""Paths as the kernel's d_path() gives them: dentries and mounts, walked up to a root."""
+"""Paths as the kernel's d_path() writes them: a walk up the dentries and mounts to a root."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _MAX_PATH = 4096  # PATH_MAX
 
 
 class PathRef(NamedTuple):
-    """A C `struct path`: addresses of its `vfsmount` and its `dentry`."""
+    """A C `struct path`: guest-virtual addresses of its `struct vfsmount` and `struct dentry`."""
 
     mnt: int
     dentry: int
 
 
 class PathReader:
-    """Turns `struct path` into text."""
+    """Reads a `struct path` as text."""
 
     def __init__(self, kernel: LinuxKernel) -> None:
-        """Compile the readers of dentry, mount and file."""
+        """Compile the readers of `dentry`, `mount` and `path`.  Raises `SymbolsMissing`."""
         symbols = kernel.symbols
         self._memory = kernel.memory
         self._dentry = kernel.unpacker(
@@ -38,21 +38,21 @@ class PathReader:
         self._root, self._pwd = symbols.offset(fs, "root"), symbols.offset(fs, "pwd")
 
     def file(self, address: int) -> PathRef:
-        """The path of a C `struct file`."""
+        """`f_path` of the C `struct file` at a guest-virtual address.  Raises `MemoryFault`."""
         return PathRef(*self._unpack_path(address + self._file_path))
 
     def root(self, fs: int) -> PathRef:
-        """The root directory of a C `struct fs_struct`."""
+        """The root directory of the C `struct fs_struct` at ``fs``.  Raises `MemoryFault`."""
         return PathRef(*self._unpack_path(fs + self._root))
 
     def pwd(self, fs: int) -> PathRef:
-        """The working directory of a C `struct fs_struct`."""
+        """The working directory of the C `struct fs_struct` at ``fs``.  Raises `MemoryFault`."""
         return PathRef(*self._unpack_path(fs + self._pwd))
 
     def text(self, path: PathRef, root: PathRef | None) -> str | None:
-        """The path as the process itself sees it, below ``root``; None where it cannot be read.
+        """The path as the process sees it, relative to ``root``; None if it cannot be read.
 
-        " (deleted)" is appended as the kernel does, for a name that is no longer in its directory.
+        Like the kernel, " (deleted)" is appended to an unlinked name.  At most `_MAX_PATH` bytes.
         """
         try:
             return self._walk(path, root)
@@ -69,9 +69,9 @@ class PathReader:
                 break
             parent, name, length, hashed = self._dentry(dentry)
             if step == 0:
-                # d_unlinked(): off the hash, and no root of a file system.
+                # d_unlinked(): unhashed, and not the root of a file system.
                 deleted = hashed == 0 and parent != dentry
-            if parent == dentry:  # the root of this mount: go on below where it is mounted
+            if parent == dentry:  # the root of this mount: go on at its mountpoint
                 above, mountpoint = self._mount(mount)
                 if above == mount:
                     break

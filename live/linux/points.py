@@ -1,51 +1,51 @@
-"""Where the Linux kernel itself finishes each step in the life of a process.
+"""The kernel functions at which each step in the life of a process is complete, and how they are trapped.
 
 Theory of operation
 -------------------
-`osi_pse` inferred process events from asid changes and system calls, and had to guess when the
-kernel's transient state was over.  kallsyms gives the address of every kernel function, so the guess
-is not needed: a function is trapped at which the step is done and its result is an argument.
+From asid changes and system calls alone (as PANDA's `osi_pse` has them) an observer has to infer when
+the kernel's transient state is over.  kallsyms gives the address of every kernel function.  So for each
+step a function is trapped that the kernel calls when the step is complete, with the task as an argument.
 
 =========  ======================  ==========================================================
 moment     function                why there
 =========  ======================  ==========================================================
-FORK       wake_up_new_task        kernel_clone() calls it for every new task, complete and on
-                                   the task list, before it ran one instruction
+FORK       wake_up_new_task        kernel_clone() calls it for every new task, which is complete
+                                   and on the task list and has not run an instruction
 EXEC       proc_exec_connector     exec_binprm() calls it after the new image is installed: comm,
-                                   mm, argv, creds are final; a failed exec never gets here
+                                   mm, argv and creds are final; a failed exec does not get here
 DEATH      taskstats_exit          do_exit() calls it when `signal->live` and `exit_code` are
-                                   final and mm is still there; its 2nd argument says whether
-                                   the thread group is dead
+                                   final and the mm is still there; its 2nd argument says
+                                   whether the thread group is dead
 =========  ======================  ==========================================================
 
-One place each serves every way in: fork, vfork, clone and clone3; execve, execveat and the
-kernel's own usermode helpers; exit, exit_group and fatal signals, from 64-bit, compat or x32
-code, with or without PTI.  Nothing else the guest does is trapped.
+Each function covers every path to its step: fork, vfork, clone and clone3; execve, execveat and
+usermode helpers; exit, exit_group and fatal signals; 64-bit, compat and x32 code; with and without
+PTI.  Nothing else that the guest does is trapped.
 
-The same moments by data
-------------------------
-Where a watchpoint is cheaper than a breakpoint, the word is watched that such a function reads
-first.  The vCPU then stands in the function, with the arguments wherever the compiler wants them;
-what is needed is found otherwise:
+Watchpoints
+-----------
+Where a watchpoint costs the guest less than a breakpoint, the trap is a read of a global word that a
+function reads first.  The vCPU is then inside the function, where the arguments are in registers of the
+compiler's choice, so the task is found in another way:
 
 =========  ===================  ========================  ====================================
 moment     function             word                      the task
 =========  ===================  ========================  ====================================
-FORK       perf_event_fork      nr_namespaces_events      the one that was never woken, in some
-                                                          register (`VcpuTasks.newborn`)
-EXEC       proc_exec_connector  proc_event_num_listeners  the current one
-DEATH      taskstats_exit       family_registered         the current one; `signal->live` says
+FORK       perf_event_fork      nr_namespaces_events      a task in a register that was never
+                                                          woken (`VcpuTasks.newborn`)
+EXEC       proc_exec_connector  proc_event_num_listeners  the current task
+DEATH      taskstats_exit       family_registered         the current task; `signal->live` says
                                                           whether the thread group is dead
 =========  ===================  ========================  ====================================
 
-copy_process() calls perf_event_fork() a little before wake_up_new_task(), behind the last step that
-can fail and behind cgroup_post_fork(); proc_fork_connector() is before that.  proc_exit_connector()
-is no place for DEATH: the parent knows by then, and the leader may have been freed.
+copy_process() calls perf_event_fork() shortly before wake_up_new_task(), after its last step that can
+fail and after cgroup_post_fork(); proc_fork_connector() comes before those.  proc_exit_connector() is
+too late for DEATH: the parent has been notified and the leader may have been freed.
 
-`signal->live` falls to 0 before any thread but the last need have come to taskstats_exit(), so two
-threads that exit at once may both find 0 there.  Where synchronize_group_exit() exists (5.19), the group's
-code is final then.  Before, it may be the leader's, which is final when the leader itself has come
-this far: a thread that is first leaves the DEATH to it.
+`signal->live` is decremented before taskstats_exit(), so two threads that exit together may both find 0
+there.  With synchronize_group_exit() (since 5.19) the group's exit code is final by then.  Without it,
+the group's exit code may be that of the leader, which is final when the leader itself has reached
+taskstats_exit().  A thread that gets there before the leader therefore leaves the DEATH to the leader.
 """
 
 from __future__ import annotations
@@ -54,38 +54,27 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
-from live.arch.operands import behind_accesses
 from live.core.errors import MemoryFault, SymbolsMissing
-from live.core.memory import GuestPhysical, GuestVirtual
-from live.core.snapshot import Happening, Moment, Task
-from live.core.traps import Access, CodeHit, Entry, Fence, TrapRequest, Watchpoint
+from live.core.memory import GuestVirtual
+from live.core.snapshot import Happening, Moment
+from live.core.system import Reached
+from live.core.traps import Abi, Access, CodeHit, Fence, TrapRequest, Watchpoint
 from live.linux.kernel import PF_EXITING, SIGNAL_GROUP_EXIT, LinuxKernel
 from live.linux.vcpu import VcpuTasks
 
 _SPAN = 256
-"""Bytes of a function in which it must read its word, and in which a vCPU that did so is found."""
-WAITS = frozenset({61, 247})
-"""wait4 and waitid (asm/unistd_64.h): what most parents do as soon as they have forked."""
-_ENTRIES = {
-    "entry_SYSCALL_64": Entry.SYSCALL,
-    "entry_SYSCALL_compat": Entry.INT80,  # the instruction's, from 32-bit code: its table is what counts
-    "entry_SYSENTER_compat": Entry.SYSENTER,
-    "entry_INT80_compat": Entry.INT80,
-    "asm_int80_emulation": Entry.INT80,  # from 6.7 on, and in stable kernels of before
-}
-"""Where system calls begin (arch/x86/entry)."""
+"""Bytes from the start of a function within which it must read its word."""
 _MAX_LEFT = 4096
-"""Leaders that are remembered to have left before their group died."""
+"""Most leaders that are remembered as having exited before their group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A kernel function that is called when ``moment`` is complete, with the task in its 1st argument.
+    """A kernel function that is called when ``moment`` is complete, with a `task_struct *` as 1st argument.
 
-    ``when_second`` set: it counts only if the 2nd argument, a 32-bit int, is not 0.  ``reader`` is
-    a function that is called at the same moment and reads the global ``word``.
+    ``when_second``: only a call whose 2nd argument, an int, is not 0 counts.  ``reader``: a function that
+    is called at the same moment and reads ``word``, a global variable of 4 bytes.
     """
 
     moment: Moment
@@ -112,29 +101,14 @@ _OTHER_READERS = {
         "proc_exit_connector",
     ),
 }
-"""Who else reads the words: nothing that we want to know of."""
-
-
-class Reached(NamedTuple):
-    """What a trap at a point means.
-
-    ``happening`` is None for what is no step of a thread group: a new thread, a thread's own exit.
-    ``created`` is (tid, start_boottime) of a new task, thread or process; None otherwise.
-    """
-
-    function: str
-    happening: Happening | None
-    created: tuple[int, int] | None = None
+"""Other functions that read a word; their reads are no moment."""
 
 
 class LifecyclePoints:
-    """The points of one running kernel: what to trap, and what a trap means.
-
-    Raises `SymbolsMissing` if the kernel lacks a point's function.
-    """
+    """The points of one running kernel: a `live.core.system.LifecyclePoints`."""
 
     def __init__(self, kernel: LinuxKernel) -> None:
-        """Resolve the functions."""
+        """Resolve the functions.  Raises `SymbolsMissing` if the kernel lacks one."""
         self._kernel = kernel
         self._points: dict[int, Point] = {}
         for point in POINTS:
@@ -153,7 +127,7 @@ class LifecyclePoints:
 
     @cached_property
     def _readers(self) -> Mapping[int, Point | None]:
-        """Functions that read a word, by address, ascending; None for those that are no point."""
+        """Address -> point of the functions that read a word, ascending; None: one of `_OTHER_READERS`."""
         names: dict[str, Point | None] = {name: None for names in _OTHER_READERS.values() for name in names}
         names.update({point.reader: point for point in POINTS})
         found = {self._kernel.symbol(name): point for name, point in names.items()}
@@ -165,12 +139,12 @@ class LifecyclePoints:
 
     @property
     def addresses(self) -> frozenset[GuestVirtual]:
-        """Guest-virtual addresses of the functions to trap, KASLR shift included."""
+        """Run-time guest-virtual addresses of the functions to trap."""
         return frozenset(GuestVirtual(address) for address in self._points)
 
     @cached_property
     def watchpoints(self) -> frozenset[Watchpoint]:
-        """The same by data: the words, and where a vCPU stands that read one; empty if there is no way."""
+        """The points as watchpoints; empty if this kernel cannot be trapped by them."""
         found = set()
         try:
             _ = self._tasks
@@ -190,62 +164,61 @@ class LifecyclePoints:
         if target is None or address is None or target % 4:
             return frozenset()
         code = self._kernel.memory.read(address, _SPAN)
-        return frozenset(GuestVirtual(pc) for pc in behind_accesses(code, address, target))
+        behind = self._kernel.machine.behind_accesses(code, address, target)
+        return frozenset(map(GuestVirtual, behind))
 
     @property
     def ways(self) -> frozenset[type]:
-        """The classes of traps by which every moment can be had."""
+        """The trap classes that each can report every moment."""
         return frozenset({CodeHit, Access} if self.watchpoints else {CodeHit})
 
     def request(self, prefers: type = CodeHit) -> TrapRequest:
-        """What to arm, held: every point; by the class of trap that the source prefers, if possible."""
+        """A request for every point, held; as watchpoints if preferred and possible."""
         if prefers is Access and self.watchpoints:
             return TrapRequest(accesses=self.watchpoints)
-        entries = self._entries
-        code = self.addresses | {address for address, _ in entries}
-        try:
-            gpas = frozenset(GuestPhysical(self._kernel.memory.gpa(address)) for address in code)
-        except MemoryFault:
-            gpas = frozenset()
-        return TrapRequest(code=self.addresses, entries=entries, gpas=gpas)
+        return TrapRequest(code=self.addresses, entries=self._entries)
 
     @property
-    def _entries(self) -> frozenset[tuple[GuestVirtual, Entry]]:
-        """Where the kernel begins a system call; empty if not even that of 64-bit code is known."""
-        found = {name: self._kernel.symbol(name) for name in _ENTRIES}
-        if found["entry_SYSCALL_64"] is None:
+    def _entries(self) -> frozenset[tuple[GuestVirtual, Abi]]:
+        """The kernel's system-call entry points; empty if the native one is unknown."""
+        facts = self._kernel.facts
+        found = {name: self._kernel.symbol(name) for name in facts.entries}
+        if found[facts.native_entry] is None:
             return frozenset()
         return frozenset(
-            (GuestVirtual(address), _ENTRIES[name]) for name, address in found.items() if address is not None
+            (GuestVirtual(address), facts.entries[name])
+            for name, address in found.items()
+            if address is not None
         )
 
     @property
     def fences(self) -> frozenset[Fence]:
-        """`addresses`, at which a task with an mm need not stand.
+        """Fences at all `addresses`, for tasks with an mm.
 
-        A start stays in memory as it is until the task makes a system call.  Until then nobody need be kept
-        from waiting for a child: a new task cannot be reaped before the trap of its own death.
+        FORK, EXEC: what a start event reports stays unchanged until the task makes a system call.  wait4 and
+        waitid may pass the fence of a FORK, because a new task cannot be reaped before the trap of its own
+        death.
 
-        An end outlives its mm: even where the parent reaps it at once, the task_struct and signal_struct are
-        freed a grace period later (delayed_put_task_struct()), and stay as they are until a fork needs
-        their memory: a system call again.  A fork that was under way before is told by PF_EXITING: see
-        `reached`.
+        DEATH: the mm may go, but the end event does not need it.  Even if the parent reaps the task at once,
+        its `task_struct` and `signal_struct` are freed a grace period later (delayed_put_task_struct()) and
+        keep their content until a fork reuses the memory, which takes another system call.  A fork that was
+        already under way is detected by PF_EXITING, see `_happened`.
 
-        A task without an mm is the kernel's own, which makes no system call: it changes its name, and
-        becomes a process, as it likes.
+        A task without an mm is a kernel task.  It makes no system call and may rename itself or become a
+        process at any time, so its vCPU is held.
         """
-        mm = self._kernel.symbols.offset("task_struct", "mm")
+        mm, waits = self._kernel.symbols.offset("task_struct", "mm"), self._kernel.facts.waits
         return frozenset(
             Fence(
                 code=GuestVirtual(at),
                 offset=mm,
-                passing=WAITS if point.moment is Moment.FORK else frozenset(),
+                passing=waits if point.moment is Moment.FORK else frozenset(),
             )
             for at, point in self._points.items()
         )
 
     def reached(self, trap: CodeHit | Access) -> Reached | None:
-        """What a trap of `request` means; None for another one, or a task that is unreadable or gone."""
+        """What a trap means; None if it is not one of `request`, or its task is unreadable or gone."""
         point = self._points.get(trap.pc) if isinstance(trap, CodeHit) else self._reader(trap.pc)
         if point is None:
             return None
@@ -261,9 +234,10 @@ class LifecyclePoints:
         return self._readers[self._reader_addresses[index]]
 
     def _at_code(self, point: Point, hit: CodeHit) -> Reached | None:
-        if point.when_second and not hit.registers["rsi"] & 0xFFFF_FFFF:
+        argument = self._kernel.machine.argument
+        if point.when_second and not argument(hit.registers, 1) & 0xFFFF_FFFF:
             return Reached(point.function, None)
-        return self._happened(point.moment, point.function, hit.registers["rdi"])
+        return self._happened(point.moment, point.function, argument(hit.registers, 0))
 
     def _at_word(self, point: Point, access: Access) -> Reached | None:
         if point.moment is Moment.FORK:
@@ -274,31 +248,30 @@ class LifecyclePoints:
         return self._happened(point.moment, point.reader, address)
 
     def _is_last(self, address: int) -> bool:
-        """Whether the group of a task in taskstats_exit() is dead, and its exit code final."""
-        raw = self._kernel.task(address)
-        signal, leader = raw[11], raw[12]
-        live, flags, *_ = self._kernel.signal(signal)
-        if live > 0:
-            if address == leader:
-                self._left[address] = raw[7]
+        """Whether the thread group of a task in taskstats_exit() is dead and its exit code final."""
+        task = self._kernel.task(address)
+        group = self._kernel.signal(task.signal)
+        leads = address == task.group_leader
+        if group.live > 0:
+            if leads:
+                self._left[address] = task.start_boottime
                 if len(self._left) > _MAX_LEFT:
                     del self._left[next(iter(self._left))]
             return False
-        if address == leader or flags & SIGNAL_GROUP_EXIT:
+        if leads or group.flags & SIGNAL_GROUP_EXIT:
             return True
-        of_leader = self._kernel.task(leader)
-        return not of_leader[9] or self._left.get(leader) == of_leader[7]
+        leader = self._kernel.task(task.group_leader)
+        return not leader.mm or self._left.get(task.group_leader) == leader.start_boottime
 
     def _happened(self, moment: Moment, function: str, address: int) -> Reached | None:
-        raw = self._kernel.task(address)
-        pid, tgid, flags, start = raw[1], raw[2], raw[3], raw[7]
-        created = (pid, start) if moment is Moment.FORK else None
-        if created and pid != tgid:
+        found = self._kernel.task(address)
+        created = (found.pid, found.start_boottime) if moment is Moment.FORK else None
+        if created and found.pid != found.tgid:
             return Reached(function, None, created)
-        task: Task = self._kernel.read_task(address, raw)
+        task = self._kernel.read_task(address, found)
         if moment is Moment.DEATH:
-            if not flags & task.flags & PF_EXITING:
-                return None  # its memory, or its leader's, is another task's by now
+            if not found.flags & task.flags & PF_EXITING:
+                return None  # the memory of the task, or of its leader, was reused for another task
             task = task._replace(dead=True)
-        # The kernel is at the end of execve here: its in_execve bit is still set, the task is final.
+        # At EXEC the in_execve bit is still set, but the task is final.
         return Reached(function, Happening(moment, task._replace(transient=False)), created)

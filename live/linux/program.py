@@ -1,15 +1,18 @@
-"""The program that a process runs, put together again out of its memory.
+"""The ELF program that a process runs, rebuilt from its memory.
 
 Theory of operation
 -------------------
-At exec the kernel writes down for the new image where its program headers are (``AT_PHDR`` and ``AT_PHNUM``
-in ``mm_struct.saved_auxv``).  The ELF header opens the page that holds them, the first ``PT_LOAD`` says at
-which address the file's beginning was linked, so the difference is where the image was loaded.  Each
-``PT_LOAD`` goes back to its place in the file.
+At exec the kernel records where the program headers of the new image are (``AT_PHDR`` and ``AT_PHNUM`` in
+``mm_struct.saved_auxv``).  The ELF header is at the start of the page that holds them.  The ``PT_LOAD`` with
+file offset 0 gives the link address of that page; the difference is the load bias.  Each ``PT_LOAD`` is
+copied to its offset in the file.
 
-Warts: pages that the process never touched are not in its page tables, even if the kernel has them in its
-page cache; they stay zero and are counted.  Section headers are not loaded, so the file has none; writable
-segments are as the process has changed them.  The process is hostile: it may have overwritten all of this.
+Known warts
+-----------
+* Pages that the process never touched are not in its page tables, even if they are in the kernel's page
+  cache.  They stay zero and are counted.
+* Section headers are not loaded, so the file has none.  Writable segments have their current content.
+* The process is hostile: it may have overwritten any of this.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from live.arch.x86_64 import PageTable
 from live.core.errors import MemoryFault
 from live.core.events import Process
 from live.core.memory import PAGE_SIZE
@@ -29,14 +31,14 @@ _PT_LOAD = 1
 _EHDR = struct.Struct("<4sB11xHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
 _SECTIONS = ((40, 48), (60, 64))
-"""e_shoff, e_shnum and e_shstrndx in the ELF header: zero says that there are no section headers."""
+"""Byte ranges of e_shoff, and of e_shnum and e_shstrndx, in the ELF header; zero means no section headers."""
 _MAX_HEADERS = 64
 MAX_SIZE = 256 << 20
-"""Bytes of a program that are put together; what claims to be larger is refused."""
+"""Largest program in bytes; anything that claims to be larger is refused."""
 
 
 class Program(NamedTuple):
-    """The bytes of an ELF file; of its ``pages`` in memory, ``missing`` could not be read and are zero."""
+    """An ELF file; ``missing`` of its ``pages`` loaded pages could not be read and are zero."""
 
     data: bytes
     pages: int
@@ -46,14 +48,14 @@ class Program(NamedTuple):
 def program_of(kernel: LinuxKernel, process: Process) -> Program:
     """The program that ``process`` runs, as it is in memory now.
 
-    Raises `MemoryFault` if it has no memory any more, or there is no 64-bit ELF image in it.
+    Raises `MemoryFault` if the process has no memory, or no 64-bit ELF image in it; `SymbolsMissing`.
     """
     if process.asid is None:
         raise MemoryFault(process.task, "the process has no memory", "virtual")
     (mm,) = kernel.unpacker("task_struct", (field("mm"),))(process.task)
     (pgd,) = kernel.unpacker("mm_struct", (field("pgd"),))(mm)
-    # Read anew, not the event's asid: an exec since then has another.
-    table = PageTable(kernel.memory.physical, kernel.memory.gpa(pgd), kernel.levels)
+    # Not the event's asid: the process may have exec'ed since.
+    table = kernel.user_space(kernel.memory.gpa(pgd))
     auxv = kernel.memory.read(mm + kernel.symbols.offset("mm_struct", "saved_auxv"), 320)
     vector = dict(pair for pair in struct.iter_unpack("<QQ", auxv) if pair[0])
     headers, count = vector.get(_AT_PHDR, 0), min(vector.get(_AT_PHNUM, 0), _MAX_HEADERS)

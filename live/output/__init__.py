@@ -1,1 +1,1 @@
-"""Events for people and for other programs: one file a format."""
+"""Output of events, for people and programs: one module per format."""

@@ -1,4 +1,4 @@
-"""What is shown of an event on a terminal and in plain lines; the TreeGrid and JSON share the readings."""
+"""The columns of table and plain output, and the values of an event that all outputs share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from live.core.events import Event, Process, ProcessEnd, ProcessExec, ProcessSta
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``title`` as printed, ``value`` of an event; ``width`` in characters (0: the rest)."""
+    """A column: ``title`` as printed; ``width`` in characters, 0: the rest of the line; ``value``."""
 
     title: str
     width: int
@@ -22,7 +22,7 @@ class Column:
 
 
 def process_of(event: Event) -> Process:
-    """The process that an event is about; the new one of an exec."""
+    """The process that an event is about; the new one for an exec."""
     return event.new if isinstance(event, ProcessExec) else event.process
 
 
@@ -34,17 +34,17 @@ def action(event: Event) -> str:
 
 
 def reason(event: Event) -> str:
-    """Why: ``running``, ``fork``, ``exec``, ``exit``, ``signal``, ``gone``."""
+    """The reason: ``running``, ``fork``, ``exec``, ``exit``, ``signal`` or ``gone``."""
     return "exec" if isinstance(event, ProcessExec) else event.reason.value
 
 
 def command_line(process: Process) -> str | None:
-    """argv, quoted so that a shell would take it apart again; None for none."""
+    """The arguments, quoted so that a shell would split them again; None if there are none."""
     return shlex.join(process.args) if process.args else None
 
 
 def time_of(event: Event) -> datetime.datetime:
-    """When it was seen, UTC."""
+    """When the event was observed, UTC."""
     return utc(event.occasion.time_ns)
 
 
@@ -54,7 +54,7 @@ def utc(time_ns: int) -> datetime.datetime:
 
 
 def outcome(event: Event) -> str | None:
-    """How a process died: ``0``, ``3``, ``SIGKILL``, ``SIGSEGV (core)``; None while it lives, or unknown."""
+    """How a process ended: ``0``, ``3``, ``SIGKILL``, ``SIGSEGV (core)``; None if it did not, or unknown."""
     status = event.status if isinstance(event, ProcessEnd) else None
     if status is None:
         return None
@@ -64,7 +64,7 @@ def outcome(event: Event) -> str | None:
 
 
 def signal_name(number: int) -> str:
-    """``SIGKILL`` for 9; ``SIG40`` for one without a name of its own."""
+    """``SIGKILL`` for 9; ``SIG40`` for a signal without a name."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -1,7 +1,7 @@
-"""Events as Elastic Common Schema documents, one nested object an event.
+"""Events as Elastic Common Schema documents, one nested object per event.
 
-Field names are those of ECS 8 (`process.*`, `event.*`, `host.*`, RFC 0030 for the Linux event
-model); what ECS has no name for stands under ``pse``.  Values that could not be read are left out.
+Field names are those of ECS 8 (`process.*`, `event.*`, `host.*`; RFC 0030 for the Linux event
+model).  What ECS has no field for is under ``pse``.  Values that could not be read are left out.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ import datetime
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from live.core.events import Event, Identity, Process, ProcessEnd, ProcessExec, ProcessStart, StartReason
+from live.core.system import System
 from live.core.text import encodable
-from live.linux.boot import System
 from live.output.columns import command_line, process_of, reason, signal_name
+from live.output.contract import Context, Sink
 
 _ACTIONS = {StartReason.RUNNING: "running", StartReason.FORK: "fork", StartReason.EXEC: "exec"}
 
 
 def entity_id(system: System, identity: Identity) -> str:
-    """The process's id, the same for every observer of one boot.
+    """`process.entity_id`: the same for every observer of one boot.
 
-    RFC 0030 names its ingredients (boot id, pid, start time); here they are hashed with SHA-256 and
-    the first 16 bytes written in URL-safe base64.
+    RFC 0030 names what it is made of (boot id, pid, start time): here the first 16 bytes of their
+    SHA-256, in URL-safe base64 without padding.
     """
     return _hashed(system.boot_id, identity)
 
@@ -37,7 +39,7 @@ def _hashed(boot_id: str, identity: Identity) -> str:
 
 
 def document(event: Event, system: System, *, host: str, mode: str) -> dict[str, Any]:
-    """The event as nested dicts of JSON values; ``host`` is the VM's name, ``mode`` how it is watched."""
+    """The event as nested dicts of JSON values; ``host``: the VM's name, ``mode``: how it is watched."""
     if isinstance(event, ProcessStart):
         action = _ACTIONS[event.reason]
     else:
@@ -94,8 +96,33 @@ def line(event: Event, system: System, *, host: str, mode: str) -> str:
     """The document as one line of ASCII JSON, without the newline."""
     found = document(event, system, host=host, mode=mode)
     text = _encode(found)
-    # A lone surrogate, which a strict JSON reader refuses, stands as \ud... in it; there hardly ever is one.
+    # Strict JSON readers refuse a lone surrogate, \ud...; it is rare, so it is searched for in the text.
     return _encode(_encodable(found)) if "\\ud" in text else text
+
+
+class EcsLines:
+    """A `Sink` of one document per line, flushed, and nothing else."""
+
+    def __init__(self, context: Context) -> None:
+        """Nothing is written before the first event."""
+        self._context = context
+
+    def show(self, event: Event) -> None:
+        """Write one line."""
+        context = self._context
+        context.out.write(line(event, context.system, host=context.host, mode=context.mode) + "\n")
+        context.out.flush()
+
+    def pause(self, summary: Callable[[], str]) -> None:
+        """Nothing is deferred."""
+
+    def close(self) -> None:
+        """Nothing to do: every line is flushed."""
+
+
+def lines(context: Context) -> Sink:
+    """Elastic Common Schema documents, one per line."""
+    return EcsLines(context)
 
 
 def _process(event: Event, process: Process, system: System) -> dict[str, Any]:
@@ -126,7 +153,7 @@ def _previous(process: Process) -> list[dict[str, Any]]:
 
 
 def _type(event: Event) -> str:
-    """ECS event.type.  An image that exec replaced is a change: the process, and its entity_id, live on."""
+    """ECS event.type.  The end of an image at exec is a change: the process and its entity_id live on."""
     if isinstance(event, ProcessStart):
         return "info" if event.reason is StartReason.RUNNING else "start"
     return "end" if _died(event) else "change"
@@ -137,7 +164,7 @@ def _died(event: Event) -> bool:
 
 
 def _exit_code(event: Event) -> int | None:
-    """As a shell has it: 128 + signal for a process that a signal killed."""
+    """As a shell reports it: 128 + signal for a process that a signal killed."""
     status = event.status if isinstance(event, ProcessEnd) else None
     if status is None:
         return None
@@ -153,12 +180,12 @@ def _ended(event: Event) -> dict[str, Any]:
 
 @functools.lru_cache(4096)
 def _time(time_ns: int | None) -> str | None:
-    """ISO 8601, UTC, microseconds."""
+    """ISO 8601, UTC, with microseconds; None beyond year 9999."""
     if time_ns is None:
         return None
     try:
         moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=time_ns // 1000)
-    except OverflowError:  # the guest's clock may say anything
+    except OverflowError:  # the guest's clock may have any value
         return None
     return moment.isoformat(timespec="microseconds") + "Z"
 
@@ -168,7 +195,7 @@ def _string(number: int | None) -> str | None:
 
 
 def _clean(value: dict[str, Any]) -> dict[str, Any]:
-    """Without what is None, and objects that are empty then."""
+    """A copy without None and without objects that are empty then."""
     cleaned = {}
     for key, item in value.items():
         if item.__class__ is dict:
@@ -180,7 +207,7 @@ def _clean(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encodable(value: Any) -> Any:
-    """With text that every JSON reader accepts."""
+    """A copy with text that every JSON reader accepts."""
     if isinstance(value, dict):
         return {key: _encodable(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,1 +1,1 @@
-"""Recordings: what was seen of a guest, kept in one file, and seen again."""
+"""Recordings: a guest's events and the memory that they were read from, in one file; written and replayed."""

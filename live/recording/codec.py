@@ -1,8 +1,8 @@
-"""Events and traps as JSON that belongs to no output schema, and back.
+"""Events and traps as JSON, independent of any output schema, and back.
 
-Every field of the dataclasses of `live.core` is kept, None and defaults are left out.  Reading checks every
-type and bound: what comes out of a stranger's file is as sound as what came out of a guest.  A field that is
-not known (a newer writer) is ignored, one that is missing (an older writer) has its default.
+Every field of the dataclasses of `live.core` is kept, except None and defaults.  Decoding checks every type
+and bound, because a file may come from a stranger.  An unknown field (from a newer writer) is ignored; a
+missing one (from an older writer) gets its default.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from live.core.events import (
     StartReason,
 )
 from live.core.memory import Asid, GuestVirtual
-from live.core.traps import Access, AsidChange, CodeHit, Entry, Syscall, Trap, VcpuIndex
+from live.core.traps import Abi, Access, AsidChange, CodeHit, Syscall, Trap, VcpuIndex
 
 Json = dict[str, Any]
 Parser = Callable[[Any], Any]
 
 MAX_TIME = 1 << 62
-"""UTC ns: the year 2116."""
+"""Upper bound of a time, in ns since the epoch: the year 2116."""
 
 
 def _integer(value: Any) -> int:
@@ -161,7 +161,7 @@ def encode_event(event: Event) -> Json:
 
 
 def decode_event(value: Any) -> Event:
-    """The inverse.  Raises `ValueError`."""
+    """The inverse of `encode_event`.  Raises `ValueError`."""
     if not isinstance(value, dict):
         raise ValueError("an event is no object")
     kind, occasion = value.get("event"), _occasion(value.get("occasion"))
@@ -191,7 +191,7 @@ _KINDS = {kind: name for name, kind in _TRAPS.items()}
 
 
 def encode_trap(trap: Trap) -> Json:
-    """A trap as JSON values."""
+    """A trap as JSON values, all fields included."""
     result: Json = {"trap": _KINDS[type(trap)]}
     for one in fields(trap):
         value = getattr(trap, one.name)
@@ -208,7 +208,6 @@ def _registers(value: Any) -> dict[str, int]:
 _COMMON: dict[str, Parser] = {
     "vcpu": lambda value: VcpuIndex(_integer(value)),
     "asid": lambda value: Asid(_integer(value)),
-    "cr3": _integer,
     "pc": lambda value: GuestVirtual(_integer(value)),
     "sequence": _integer,
     "time_ns": _integer,
@@ -219,16 +218,14 @@ _OF_KIND: Mapping[str, Parser] = {
     "asid": _record(
         AsidChange, {**_COMMON, "new_asid": lambda value: Asid(_integer(value)), "moved": _truth}
     ),
-    "syscall": _record(
-        Syscall, {**_COMMON, "number": _integer, "entry": lambda value: Entry(_integer(value))}
-    ),
+    "syscall": _record(Syscall, {**_COMMON, "number": _integer, "abi": lambda value: Abi(_integer(value))}),
     "code": _record(CodeHit, _COMMON),
     "access": _record(Access, {**_COMMON, "address": lambda value: GuestVirtual(_integer(value))}),
 }
 
 
 def decode_trap(value: Any) -> Trap:
-    """The inverse.  Raises `ValueError`."""
+    """The inverse of `encode_trap`.  Raises `ValueError`."""
     kind = value.get("trap") if isinstance(value, dict) else None
     if not isinstance(kind, str) or kind not in _OF_KIND:
         raise ValueError("a trap is of no known kind")
@@ -237,12 +234,12 @@ def decode_trap(value: Any) -> Trap:
 
 
 def dumps(value: Json) -> bytes:
-    """Compact ASCII JSON; lone surrogates (undecodable bytes of the guest) survive as escapes."""
+    """Compact ASCII JSON; lone surrogates (undecodable bytes from the guest) are kept as escapes."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def loads(raw: bytes) -> Any:
-    """The inverse.  Raises `ValueError`, for nesting without end too."""
+    """The inverse of `dumps`.  Raises `ValueError`, also for JSON that is nested too deeply."""
     try:
         return json.loads(raw)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""The memory at an event, as a file that every tool reads: raw, or an ELF core."""
+"""Exports guest-physical memory at an event to a raw file or an ELF core."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _ET_CORE, _EM_X86_64, _PT_LOAD, _RWX = 4, 62, 1, 7
 
 
 def export(memory: StateMemory, path: Path, *, force: bool = False) -> int:
-    """Write guest-physical memory to ``path``: ELF for ``.elf``, else raw; returns its size.
+    """Write guest-physical memory to ``path``: ELF if it ends in ``.elf``, else raw; return its size.
 
-    In a raw file the offset is the gpa; zero pages and holes take no room on disk.  Pages that cannot be
-    had read as zeros.  Raises `TargetError` if the file exists and not ``force``, or cannot be written.
+    The size is in bytes.  In a raw file the offset is the gpa.  The file is sparse: zero pages and holes take
+    no space.  Pages that are not recorded read as zeros.  Raises `TargetError` if the file exists (without
+    ``force``) or cannot be written.
     """
     segments = memory.segments
     places = _elf_places(segments) if path.suffix == ".elf" else [one.start for one in segments]
@@ -55,7 +56,7 @@ def _pages(memory: StateMemory) -> Iterator[tuple[int, bytes]]:
 
 
 def _elf_places(segments: Sequence[Segment]) -> list[int]:
-    """The offset in the file of each segment."""
+    """File offset of each segment."""
     at = -(-(_EHDR.size + _PHDR.size * len(segments)) // PAGE_SIZE) * PAGE_SIZE
     places = []
     for one in segments:
@@ -65,7 +66,7 @@ def _elf_places(segments: Sequence[Segment]) -> list[int]:
 
 
 def _elf_header(segments: Sequence[Segment], places: Sequence[int]) -> bytes:
-    """As QEMU's dump-guest-memory: one PT_LOAD for each run of RAM, p_paddr its gpa (elf(5))."""
+    """As QEMU's dump-guest-memory: one PT_LOAD per segment of RAM, with its gpa in p_paddr (elf(5))."""
     count = len(segments)
     header = _EHDR.pack(
         _IDENT, _ET_CORE, _EM_X86_64, 1, 0, _EHDR.size, 0, 0, _EHDR.size, _PHDR.size, count, 0, 0, 0
@@ -79,7 +80,7 @@ def _elf_header(segments: Sequence[Segment], places: Sequence[int]) -> bytes:
 
 @contextlib.contextmanager
 def create(path: Path, force: bool) -> Iterator[BinaryIO]:
-    """A new file that is removed again if writing it fails; an old one is replaced only with ``force``.
+    """A new file, removed if writing it fails; an existing one is replaced only with ``force``.
 
     Raises `TargetError`, `NotPermitted`.
     """

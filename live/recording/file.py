@@ -1,10 +1,10 @@
-"""An open recording: rows in order, pages by id, and nothing believed that was not checked.
+"""An open recording: reads rows in order and pages by id, and checks everything that it reads.
 
 Rules
 -----
-* Statements are short and complete, so that a recorder that still writes to the file never waits for us.
-* Ids count from 1 without a gap; whatever breaks that, or a bound of `live.recording.format`, is
-  reported as damage, at the row where it is found.
+* Every statement is run to its end at once, so that a recorder still writing to the file never waits.
+* Ids count from 1 without a gap.  Whatever violates that, or a bound of `live.recording.format`, is
+  reported as damage at the row where it is found.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ _ZERO_PAGE = bytes(PAGE_SIZE)
 
 
 class Step(NamedTuple):
-    """One step of what was recorded.
+    """One recorded step.
 
-    ``kind``: of `KINDS`.  ``cause``: the trigger of a look, the reason of a frame.  ``generations`` and
-    ``events``: first and last id of its rows (first > last: none).  ``error``: what the step ended with.
+    ``kind``: one of `KINDS`; ``look`` is a snapshot.  ``time_ns``: UTC ns since the epoch.  ``late_ns``: as
+    in `Occasion`; of a frame, how long it took.  ``cause``: trigger of a snapshot, reason for a frame.
+    ``generations``, ``events``: first and last id of the step's rows (first > last: none).  ``error``: the
+    error that ended the step, or None.
     """
 
     id: int
@@ -44,16 +46,16 @@ class Step(NamedTuple):
     cause: str
     trap: Trap | None
     after: int
-    """A frame: the step whose memory it is, 0 for none."""
+    """Of a frame: the step at which it was taken, 0 for none."""
     still: bool
-    """A frame: the guest stood still while it was taken."""
+    """Of a frame: whether the guest stood still while it was taken."""
     generations: tuple[int, int]
     events: tuple[int, int]
     error: str | None
 
 
 class Recorded(NamedTuple):
-    """One recorded event: its number, from 1, and the step that it came from."""
+    """A recorded event, its number (from 1) and the number of its step."""
 
     number: int
     step: int
@@ -61,10 +63,10 @@ class Recorded(NamedTuple):
 
 
 class Recording:
-    """An open recording; a context manager.  `live.recording.opening` makes it."""
+    """An open recording; a context manager.  Use `live.recording.opening.open_recording`."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        """Check the schema, read the header.  Raises `TargetError`."""
+        """Check the schema and read the header.  Raises `TargetError`."""
         self.path = path
         self._connection = connection
         self._expander = format.Expander()
@@ -81,11 +83,11 @@ class Recording:
             raise self.damaged(str(error)) from error
 
     def damaged(self, what: str) -> TargetError:
-        """The error for something in this file that cannot be."""
+        """The error for impossible content of this file; ``what`` names it."""
         return format.damaged(self.path, what)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     def __enter__(self) -> Recording:
@@ -112,7 +114,10 @@ class Recording:
             raise TargetError(f"{self.path} is no recording that this version made: its tables are others")
 
     def meta(self, name: str, limit: int) -> bytes | None:
-        """The named value, decompressed; None if there is none.  Raises `TargetError`."""
+        """The named value of the ``meta`` table, decompressed; None if there is none.
+
+        ``limit``: bytes, compressed and decompressed.  Raises `TargetError` if it is larger or damaged.
+        """
         rows = self._rows(
             "SELECT CASE WHEN length(data) <= ? THEN data END FROM meta WHERE name = ? ORDER BY id LIMIT 1",
             limit,
@@ -130,7 +135,7 @@ class Recording:
         return found
 
     def end(self) -> dict[str, Any] | None:
-        """How the recording ended, as its writer said; None if the writer was killed, or is still writing."""
+        """Reason and time of the end; None if the writer was killed or is still writing."""
         raw = self.meta("end", format.MAX_SMALL)
         try:
             value = None if raw is None else codec.loads(raw)
@@ -142,7 +147,7 @@ class Recording:
         if not isinstance(data, bytes):
             raise self.damaged(f"{what} is missing or too large")
         if small and not self._has_dictionary:
-            # Not read when the file was opened: its writer makes it of the first steps.
+            # Read late: the writer stores it with the first events, maybe after the file was opened.
             dictionary = self.meta("dictionary", format.MAX_SMALL)
             self._expander, self._has_dictionary = format.Expander(dictionary or b""), dictionary is not None
         try:
@@ -151,7 +156,7 @@ class Recording:
             raise self.damaged(f"{what}: {error}") from error
 
     def _counted(self, table: str, columns: str, after: int, last: int) -> Iterator[Any]:
-        """Rows ``after`` < id <= ``last``, in order, as far as there are: the file may grow."""
+        """The rows with ``after`` < id <= ``last`` that exist, in order; the file may be growing."""
         while after < last:
             rows = self._rows(
                 f"SELECT id, {columns} FROM {table} WHERE id > ? AND id <= ? ORDER BY id LIMIT {_BATCH}",
@@ -167,7 +172,7 @@ class Recording:
                 return
 
     def steps(self, first: int = 1, last: int = _MAX_ROWS) -> Iterator[Step]:
-        """The steps from ``first`` to ``last``, both included, as far as there are.  Raises `TargetError`."""
+        """The steps from ``first`` to ``last``, inclusive, that exist.  Raises `TargetError` for damage."""
         if first < 1:
             raise self.damaged(f"there is no step {first}")
         generations = events = 0
@@ -232,7 +237,7 @@ class Recording:
         raise self.damaged(f"step {number} is missing")
 
     def generations(self, first: int, last: int) -> Iterator[format.Generation]:
-        """What was read in the generations ``first`` to ``last``.  Raises `TargetError`."""
+        """The generations ``first`` to ``last``, inclusive.  Raises `TargetError` if one is missing."""
         number = first - 1
         columns = f"CASE WHEN length(data) <= {format.MAX_GENERATION} THEN data END"
         for number, data in self._counted("generation", columns, first - 1, last):
@@ -245,7 +250,7 @@ class Recording:
             raise self.damaged(f"generation {number + 1} is missing")
 
     def events(self, first: int = 1, last: int = _MAX_ROWS) -> Iterator[Recorded]:
-        """The events as they were seen live, numbered from 1.  Raises `TargetError`."""
+        """The recorded events from ``first`` to ``last``, inclusive, that exist.  Raises `TargetError`."""
         columns = f"step, CASE WHEN length(data) <= {format.MAX_SMALL} THEN data END"
         for number, step, data in self._counted("event", columns, first - 1, last):
             raw = self._expand(data, format.MAX_SMALL, f"event {number}", small=True)
@@ -261,7 +266,7 @@ class Recording:
         raise TargetError(f"{self.path} has no event {number}; it has {self.count('event')}")
 
     def count(self, table: str) -> int:
-        """How many rows a table of the format has: they are numbered."""
+        """Number of rows of ``table``: ``step``, ``event`` or ``generation``."""
         if table not in ("step", "event", "generation"):
             raise ValueError(table)
         return _count(self._rows(f"SELECT max(id) FROM {table}")[0][0], 0)
@@ -269,7 +274,7 @@ class Recording:
     # -- pages -----------------------------------------------------------------------------------------
 
     def page(self, number: int) -> bytes | None:
-        """The 4096 bytes of a page version; None if the page could not be read.  Raises `TargetError`."""
+        """The 4096 bytes of a page version; None if it could not be read live.  Raises `TargetError`."""
         if number == format.ZERO:
             return _ZERO_PAGE
         if number == format.FAULT:

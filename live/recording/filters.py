@@ -1,4 +1,4 @@
-"""Which events are meant: ``exec:*/nc``, a number, ``first`` or ``last``."""
+"""Selecting events: ``exec:*/nc``, a number, ``first`` or ``last``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterator
 
 from live.core.errors import TargetError
-from live.core.events import Event, Process, ProcessExec
+from live.core.events import Event, Process
 from live.output.columns import action, process_of
 from live.recording.file import Recorded, Recording
 
@@ -18,17 +18,17 @@ SYNTAX = (
 
 
 class EventFilter:
-    """``KIND:PATTERN``; raises `TargetError` for another syntax."""
+    """A filter ``KIND:PATTERN``, see `SYNTAX`."""
 
     def __init__(self, text: str) -> None:
-        """Nothing is matched yet."""
+        """Parse ``text``.  Raises `TargetError` if it is no filter."""
         kind, colon, pattern = text.partition(":")
         if not colon or kind not in KINDS or not pattern:
             raise TargetError(f"{text} is no event filter; write {SYNTAX}; for example exec:*/nc")
         self.text, self._kind, self._pattern = text, kind, pattern
 
     def matches(self, event: Event) -> bool:
-        """Whether the event is of the kind, and about such a process."""
+        """Whether kind and process of the event match."""
         if self._kind not in ("any", action(event)):
             return False
         return any(fnmatch.fnmatchcase(name, self._pattern) for name in self._names(process_of(event)))
@@ -41,7 +41,7 @@ class EventFilter:
 
 
 def find_event(recording: Recording, text: str) -> Recorded:
-    """The event that ``text`` means: a number, ``first``, ``last``, or the first that a filter matches.
+    """The event that ``text`` names: a number, ``first``, ``last``, or the first match of a filter.
 
     Raises `TargetError` if there is none.
     """
@@ -57,8 +57,3 @@ def find_event(recording: Recording, text: str) -> Recorded:
     raise TargetError(
         f"none of the {count} events in {recording.path} matches {text}; list them with: pse replay"
     )
-
-
-def wanted(event: Event) -> bool:
-    """Whether an event is shown without --kernel-threads: as `live.watch.monitor.Monitor` has it."""
-    return not (event.old if isinstance(event, ProcessExec) else event.process).kernel

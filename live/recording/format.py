@@ -1,27 +1,27 @@
-"""The file format of recordings: tables, numbers and packed values.  docs/RECORDING.md tells it to people.
+"""The file format of recordings: tables, limits and packed values.  docs/RECORDING.md describes it.
 
 Theory of operation
 -------------------
-A recording is one SQLite database to which rows are only ever appended, in the order in which things
-happened.  Every table has a rowid that counts from 1 without gaps, so a reader can tell damage from data,
-and the state at any step is "everything up to there".
+A recording is one SQLite database.  Rows are only ever appended, in the order in which things happened.  The
+ids of every table count from 1 without gaps (those of `block`: from `FIRST_PAGE`), so a reader notices a
+missing row, and the state at a step is given by all rows up to it.
 
 =============  ==================================================================================
-``meta``       named values: ``recording`` (what and whose), ``symbols`` (ISF), ``dictionary``, ``end``
+``meta``       named values: ``recording`` (the header), ``symbols`` (ISF), ``dictionary``, ``end``
 ``block``      up to `BLOCK_PAGES` page versions in one zstd frame; its id is that of its first page
-``generation`` the pages that were read between two refreshes: which changed, which were as before
-``step``       a look, a trap, a frame: the arguments of the step, and where its rows end
-``event``      an event as neutral JSON, independent of any output schema
+``generation`` the pages that were read between two refreshes: changed ones and unchanged ones
+``step``       a snapshot (``look``), a trap or a frame: its arguments, and its last rows
+``event``      an event as JSON, independent of any output schema
 =============  ==================================================================================
 
-A page version is the 4096 bytes that were seen at one guest-physical page; stored as the XOR with an older
-version of the same page, where there is one, so that a page in which one word changed costs a few bytes.
+A page version is the 4096 bytes read from one guest-physical page.  It is stored as the XOR with an older
+version of the same page if there is one, so a page in which one word changed takes a few bytes.
 
 Rules
 -----
-* A step's row is written in the same transaction as all that it refers to, or in a later one.
-* Nothing is trusted on reading: sizes are bounded before anything is decompressed, ids must count, the
-  schema must be this one to the letter.
+* A step's row is written in the same transaction as everything that it refers to, or in a later one.
+* A reader trusts nothing: it bounds sizes before it decompresses, requires consecutive ids, and requires
+  exactly this schema.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAGIC = b"SQLite format 3\0"
 APPLICATION_ID = 0x50534552
 """``PSER`` in the database header: a process recording."""
 VERSION = 1
-"""``user_version``; raised when an older reader would misread the file."""
+"""``user_version``; incremented when an older reader would misread the file."""
 
 SCHEMA = (
     ("meta", "CREATE TABLE meta (id INTEGER PRIMARY KEY, name TEXT NOT NULL, data BLOB NOT NULL)"),
@@ -61,15 +61,15 @@ SCHEMA = (
 
 BLOCK_PAGES = 64
 FAULT, ZERO, FIRST_PAGE = 1, 2, 16
-"""Page ids with a meaning of their own: unreadable, all zeros; 0 is no page, real ones begin at 16."""
+"""Reserved page ids (unreadable, all zeros) and the first real one; 0 means none."""
 MAX_DEPTH = 16
-"""Versions that a page may be away, by XOR, from one that stands alone."""
+"""Longest chain of XORs from a page version to one that is stored as it is."""
 
 MAX_META = 256 << 20
-"""Bytes of a decompressed symbol table; a complete one of a large kernel has 40 MB."""
+"""Largest symbol table, decompressed, in bytes; that of a large kernel with all types takes 40 MB."""
 MAX_GENERATION = 64 << 20
 MAX_SMALL = 16 << 20
-"""Bytes of an event or a trap, decompressed; a command line alone may have 128 KB."""
+"""Largest event or trap, decompressed, in bytes; a command line may take 128 KiB."""
 _BLOCK_ENTRY = 4 + PAGE_SIZE
 _COUNTS = struct.Struct("<IIII")
 _ALL = 1
@@ -77,18 +77,18 @@ _SWAP = sys.byteorder != "little"
 
 
 def damaged(path: object, what: str) -> TargetError:
-    """The error for a file whose content cannot be."""
+    """The error for impossible content of a recording; ``what`` names it."""
     return TargetError(
         f"{path} is damaged: {what}; what lies before it can be read with --count, or make the recording anew"
     )
 
 
 class Generation(NamedTuple):
-    """Which pages were read between two refreshes; page numbers are gpa / 4096.
+    """The pages that were read between two refreshes; page numbers are gpa / 4096.
 
-    ``changed`` and ``ids`` run in parallel: pages whose version is new, and its id.  ``same``: pages that
-    were read and held what they held when last seen.  ``whole``: every page of guest RAM was read, and
-    those that no generation up to here names hold zeros.
+    ``changed``, ``ids``: page numbers with a new version, and the ids of these versions.  ``same``: pages
+    whose content was that of their last recorded version.  ``whole``: this completes a frame: all of guest
+    RAM was read, and pages that no generation up to here names are all zeros.
     """
 
     changed: Sequence[int]
@@ -98,14 +98,14 @@ class Generation(NamedTuple):
 
 
 def pack_generation(generation: Generation) -> bytes:
-    """The raw form: four numbers (flags, changes, unchanged, 0), then three arrays, all u32 little-endian."""
+    """The stored form: flags, count changed, count same, 0, then three arrays; all little-endian u32."""
     changed, ids, same, whole = generation
     head = _COUNTS.pack(_ALL if whole else 0, len(changed), len(same), 0)
     return head + _u32(changed) + _u32(ids) + _u32(same)
 
 
 def unpack_generation(raw: bytes) -> Generation:
-    """The inverse; raises `ValueError`."""
+    """The inverse of `pack_generation`.  Raises `ValueError`."""
     if len(raw) < _COUNTS.size:
         raise ValueError("a generation is too short")
     flags, changes, unchanged, _ = _COUNTS.unpack_from(raw)
@@ -134,12 +134,12 @@ def _from_u32(raw: bytes) -> array[int]:
 
 
 def pack_block(bases: Sequence[int], pages: Sequence[bytes]) -> bytes:
-    """The raw form of a block: the id of each page's base (0: none) as u32, then the XORs of 4096 bytes."""
+    """The stored form of a block: u32 base id of each page (0: none), then 4096 bytes for each page."""
     return _u32(bases) + b"".join(pages)
 
 
 def unpack_block(raw: bytes) -> tuple[Sequence[int], Sequence[bytes]]:
-    """(ids of the bases, the XORs); raises `ValueError`."""
+    """(base ids, stored pages), the inverse of `pack_block`.  Raises `ValueError`."""
     count, rest = divmod(len(raw), _BLOCK_ENTRY)
     if rest or not 0 < count <= BLOCK_PAGES:
         raise ValueError("a block of pages has an impossible length")
@@ -152,25 +152,28 @@ MAX_BLOCK = BLOCK_PAGES * _BLOCK_ENTRY
 
 
 def difference(page: bytes, base: bytes) -> bytes:
-    """The XOR of two pages: its own inverse."""
+    """The XOR of two pages; applied again, it gives the page back."""
     number = int.from_bytes(page, "little") ^ int.from_bytes(base, "little")
     return number.to_bytes(PAGE_SIZE, "little")
 
 
 class Expander:
-    """Decompresses, never beyond a bound that is known before."""
+    """Decompresses zstd frames up to a given size."""
 
     def __init__(self, dictionary: bytes = b"") -> None:
-        """``dictionary``: raw content that small values were compressed against."""
+        """``dictionary``: the raw-content dictionary of small values, empty for none."""
         shared = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         self._plain = zstandard.ZstdDecompressor()
         self._small = zstandard.ZstdDecompressor(dict_data=shared) if dictionary else self._plain
 
     def expand(self, data: bytes, limit: int, *, small: bool = False) -> bytes:
-        """The content of one zstd frame.  Raises `ValueError` if none, or longer than ``limit``."""
+        """The content of a zstd frame.  Raises `ValueError` if it is damaged or exceeds ``limit`` bytes.
+
+        ``small``: it was compressed with the dictionary.
+        """
         try:
             parameters = zstandard.get_frame_parameters(data)
-            # The frame's own word for its size is what is allocated: believe it only within bounds.
+            # The size in the frame's header is what is allocated, so it is checked first.
             if not 0 <= parameters.content_size <= limit:
                 raise ValueError(f"something compressed would have more than {limit} bytes")
             decompressor = self._small if small else self._plain

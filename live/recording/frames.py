@@ -1,10 +1,10 @@
-"""All of guest memory at one moment, of which only what is new is written."""
+"""Frames: all of guest memory at one step, of which only new contents are written."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from live.core.errors import MemoryFault
 from live.core.memory import PAGE_SIZE, Segment
@@ -14,11 +14,11 @@ from live.recording.live_memory import RecordingMemory
 from live.recording.writer import Writer
 
 _PART = 1024
-"""Pages that go into one part of a frame."""
+"""Changed pages per part of a frame."""
 _RUN = 256
-"""Pages that are read at once."""
+"""Pages per read."""
 MAX_DIGESTS = 1 << 20
-"""Contents that are remembered to be recorded already (about 150 bytes each); others may be stored twice."""
+"""Most page contents remembered for deduplication (about 150 bytes each); others may be stored twice."""
 _ZERO_PAGE = bytes(PAGE_SIZE)
 
 
@@ -31,10 +31,11 @@ def take_frame(
     after: int,
     still: Still,
 ) -> int:
-    """Record every page of guest RAM; returns the number of the step.
+    """Record every page of guest RAM; return the number of the frame's step.
 
-    ``digests``: SHA-256 (16 bytes of it) of page contents to their ids, kept from frame to frame.  Raises
-    `TargetError` if the recording cannot be written, `live.core.errors.GuestGone`.
+    ``digests``: first 16 bytes of the SHA-256 of a page content -> id of its version, kept from frame to
+    frame.  ``cause``, ``after``: see `live.recording.file.Step`.  ``still``: asked at the end whether the
+    guest stood still.  Raises `TargetError` if the recording cannot be written, `GuestGone`.
     """
     began, time_ns = time.monotonic_ns(), time.time_ns()
     part = _Part(memory, writer, digests)
@@ -57,12 +58,9 @@ def take_frame(
 
 
 def _ranges(memory: RecordingMemory) -> Sequence[tuple[Segment, bool]]:
-    """(a part of RAM, whether it may hold anything), ascending, all of RAM."""
-    populated: Callable[[], Sequence[Segment]] | None = getattr(memory.source, "populated", None)
-    if populated is None:
-        return [(segment, True) for segment in memory.segments]
+    """(segment, whether it is populated), ascending, covering all of RAM."""
     found: list[tuple[Segment, bool]] = []
-    used = list(populated())
+    used = list(memory.populated())
     for segment in memory.segments:
         at = segment.start
         for one in used:
@@ -79,7 +77,7 @@ def _ranges(memory: RecordingMemory) -> Sequence[tuple[Segment, bool]]:
 
 
 class _Part:
-    """What of a frame was not handed to the writer yet."""
+    """The part of a frame that has not been passed to the writer."""
 
     def __init__(self, memory: RecordingMemory, writer: Writer, digests: dict[bytes, int]) -> None:
         self._memory, self._writer, self._digests = memory, writer, digests
@@ -105,7 +103,7 @@ class _Part:
                     self._content(number, page)
 
     def _pages(self, numbers: range) -> list[bytes | None]:
-        """The contents; None for a page that cannot be read."""
+        """Page contents; None for a page that cannot be read."""
         read = self._memory.source.read
         try:
             run = bytes(read(numbers[0] << 12, len(numbers) * PAGE_SIZE))
@@ -137,7 +135,7 @@ class _Part:
             self.send(whole=False)
 
     def send(self, *, whole: bool) -> None:
-        """Hand over what there is; ``whole``: the frame is complete with it."""
+        """Pass this part to the writer; ``whole``: it completes the frame."""
         changed, contents = self._changed, self._contents
         self._changed, self._contents = [], {}
         self._memory.recorded(number for number, _ in changed)

@@ -1,27 +1,28 @@
-"""What a recording says of itself: whose guest, which kernel, which boot, how it was watched."""
+"""The header of a recording: guest, kernel, boot, and how the guest was watched."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from live.core.memory import PAGE_SIZE, Segment
-from live.linux.boot import System
-from live.linux.kernel import KernelPlace
+from live.core.system import System
 
 _MAX_SEGMENTS = 4096
 _MAX_RAM = 1 << 44
-"""Bytes: page numbers are stored as 32-bit numbers."""
+"""Bytes: page numbers are stored as u32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The identity of a recording.
+    """What a recording says of itself.
 
-    ``banner``, ``build_id``, ``release``: of the kernel; ``place``: where it lies; ``text``: gpa of
-    ``_text``.  ``target``: the guest's name; ``mode``: how it was watched; ``guarantee``: what that mode
-    can miss.  ``segments``: guest RAM.  ``created_ns``: UTC.  ``writer``: program and version.
+    ``writer``: program and version.  ``created_ns``: UTC ns since the epoch.  ``target``: the guest's name.
+    ``mode``: how it was watched; ``guarantee``: what that mode can miss.  ``title``: operating system and
+    release, for the output.  ``os``: its name in `live.watch.systems`.  ``machine``: `Architecture.name`.
+    ``kernel``: for `live.core.system.Finder.recall`, which checks it.  ``system``: the boot.  ``segments``:
+    guest RAM.
     """
 
     writer: str
@@ -29,33 +30,26 @@ class Header:
     target: str
     mode: str
     guarantee: str
-    banner: str
-    build_id: str | None
-    release: str
-    text: int
-    place: KernelPlace
+    title: str
+    os: str
+    machine: str
+    kernel: Mapping[str, Any]
     system: System
     segments: Sequence[Segment]
 
     def encode(self) -> dict[str, Any]:
         """As JSON values."""
-        place, system = self.place, self.system
+        system = self.system
         return {
             "writer": self.writer,
             "created_ns": self.created_ns,
             "target": self.target,
             "mode": self.mode,
             "guarantee": self.guarantee,
-            "kernel": {
-                "banner": self.banner,
-                "build_id": self.build_id,
-                "release": self.release,
-                "text": self.text,
-                "kaslr_shift": place.kaslr_shift,
-                "phys_base": place.phys_base,
-                "dtb": place.dtb,
-                "la57": place.la57,
-            },
+            "title": self.title,
+            "os": self.os,
+            "machine": self.machine,
+            "kernel": dict(self.kernel),
             "system": {
                 "hostname": system.hostname,
                 "release": system.release,
@@ -70,23 +64,21 @@ class Header:
 def decode(value: Any) -> Header:
     """The inverse of `Header.encode`.  Raises `ValueError`."""
     top = _Fields(value)
-    kernel, system = _Fields(top.value("kernel")), _Fields(top.value("system"))
+    system = _Fields(top.value("system"))
+    kernel = top.value("kernel")
+    if not isinstance(kernel, dict):
+        raise ValueError("its header has no kernel")
     return Header(
         writer=top.text("writer"),
         created_ns=top.number("created_ns"),
         target=top.text("target"),
         mode=top.text("mode"),
         guarantee=top.text("guarantee"),
-        banner=kernel.text("banner"),
-        build_id=kernel.text_or_none("build_id"),
-        release=kernel.text("release"),
-        text=kernel.number("text"),
-        place=KernelPlace(
-            kaslr_shift=kernel.number("kaslr_shift"),
-            phys_base=kernel.number("phys_base"),
-            dtb=kernel.number("dtb"),
-            la57=kernel.value("la57") is True,
-        ),
+        # Optional: files of format version 1 may lack these three.
+        title=top.text_or_none("title") or f"Linux {_Fields(kernel).text('release')}",
+        os=top.text_or_none("os") or "linux",
+        machine=top.text_or_none("machine") or "x86_64",
+        kernel=kernel,
         system=System(
             hostname=system.text_or_none("hostname"),
             release=system.text_or_none("release"),
@@ -99,7 +91,7 @@ def decode(value: Any) -> Header:
 
 
 class _Fields:
-    """Typed access to a JSON object; every miss is a `ValueError`."""
+    """Typed access to a JSON object; a value that is missing or of another type raises `ValueError`."""
 
     def __init__(self, value: Any) -> None:
         if not isinstance(value, dict):

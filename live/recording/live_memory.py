@@ -1,22 +1,22 @@
-"""Guest memory that remembers what was read of it, one version of a page between two refreshes."""
+"""Guest memory that notes what is read from it: one version of each page between two refreshes."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from live.core.errors import MemoryFault
-from live.core.memory import PAGE_SIZE, MemoryReader
+from live.core.memory import PAGE_SIZE, MemoryReader, Segment
 
 _KEPT = 8192
-"""Pages whose last version is kept (32 MiB), to tell at once that a page did not change."""
+"""Pages whose last version is kept (32 MiB in all), to detect that a page has not changed."""
 
 
 class Read(NamedTuple):
-    """One page whose content is new: its number (gpa / 4096), content, and what it held before, if known.
+    """A page with new content: its number (gpa / 4096), content, and previous content if known.
 
-    ``page`` is None for one that could not be read.
+    ``page`` is None if the page could not be read.
     """
 
     number: int
@@ -25,17 +25,17 @@ class Read(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """The pages that were read between two refreshes."""
+    """The pages that were read between two refreshes; ``same``: numbers of those with unchanged content."""
 
     changed: list[Read]
     same: list[int]
 
 
 class RecordingMemory:
-    """Wraps a `MemoryReader`; within a step, notes every page that is read.
+    """A `MemoryReader` that wraps another one and, within a step, notes every page that is read.
 
-    Within a step a page is read once between two refreshes, and every read between them sees that
-    one version: exactly what a replay will see.  Outside of a step reads go through, unnoticed.
+    Within a step a page is read from the guest once between two refreshes, and every read sees that version,
+    exactly as in a replay.  Outside of a step reads pass through and are not noted.
     """
 
     flat: memoryview | None = None
@@ -43,7 +43,6 @@ class RecordingMemory:
     def __init__(self, memory: MemoryReader) -> None:
         """Nothing is read yet."""
         self.source = memory
-        self._refresh_source: Callable[[], None] | None = getattr(memory, "refresh", None)
         self.segments = memory.segments
         self._last: OrderedDict[int, bytes] = OrderedDict()
         self._pages: dict[int, bytes] = {}
@@ -53,22 +52,34 @@ class RecordingMemory:
         self._done: list[Reads] = []
         self._active = False
 
+    @property
+    def description(self) -> str:
+        """Of the wrapped reader."""
+        return self.source.description
+
+    def populated(self) -> Sequence[Segment]:
+        """See `live.core.memory.MemoryReader.populated`."""
+        return self.source.populated()
+
+    def rest(self) -> float:
+        """See `live.core.memory.MemoryReader.rest`."""
+        return self.source.rest()
+
     def begin(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._forget()
-        if self._refresh_source is not None:
-            self._refresh_source()
+        self.source.refresh()
         self._done = []
         self._active = True
 
     def end(self) -> list[Reads]:
-        """The step is over: what it read, one entry a generation."""
+        """End the step; return what it read, one entry per generation."""
         self.refresh()
         self._active = False
         return self._done
 
     def abort(self) -> None:
-        """The step failed and will not be kept: nothing of what it read counts as recorded."""
+        """End a step that will not be recorded: nothing that it read counts as recorded."""
         self.refresh()
         self._active = False
         for reads in self._done:
@@ -77,11 +88,10 @@ class RecordingMemory:
         self._done = []
 
     def refresh(self) -> None:
-        """What is read from now on is the guest's memory as it is from now on."""
+        """See `live.core.memory.MemoryReader.refresh`; ends a generation."""
         if not self._active:
             return
-        if self._refresh_source is not None:
-            self._refresh_source()
+        self.source.refresh()
         last = self._last
         for number, page, _ in self._changed:
             if page is None:
@@ -91,12 +101,12 @@ class RecordingMemory:
                 last.move_to_end(number)
         while len(last) > _KEPT:
             last.popitem(last=False)
-        # Generations are counted, so that a replay refreshes where the live reader did: none is left out.
+        # An empty generation is kept too: a replay counts them to refresh where the live reader did.
         self._done.append(Reads(self._changed, self._same))
         self._forget()
 
     def recorded(self, numbers: Iterable[int]) -> None:
-        """These pages (gpa / 4096) were recorded otherwise: what we remember of them is out of date."""
+        """Forget the last versions of these pages (gpa / 4096): a frame has recorded newer ones."""
         for number in numbers:
             self._last.pop(number, None)
 

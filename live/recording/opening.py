@@ -1,4 +1,4 @@
-"""Opens a recording: refuses what is none, creates nothing beside it, rolls back a commit cut short."""
+"""Opens a recording: refuses other files, creates nothing beside it, rolls back an interrupted commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from live.recording.file import Recording
 
 
 def is_recording(start: bytes) -> bool:
-    """Whether a file that begins with these bytes (100 at least) claims to be a recording."""
+    """Whether a file whose first 100 bytes are ``start`` claims to be a recording."""
     return start.startswith(format.MAGIC) and start[68:72] == format.APPLICATION_ID.to_bytes(4, "big")
 
 
@@ -28,7 +28,7 @@ def open_recording(path: Path | str) -> Recording:
     except _NeedsRecovery:
         pass
     with contextlib.ExitStack() as stack:
-        # The copy is open when its name goes, and lives until it is closed.
+        # The open copy outlives its directory entry.
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pse-")))
         try:
             recover.roll_back(path, directory / "copy.pse")
@@ -41,7 +41,7 @@ def open_recording(path: Path | str) -> Recording:
 
 
 class _NeedsRecovery(Exception):
-    """There is a hot journal beside the file."""
+    """There is a hot journal: a commit was interrupted."""
 
 
 def _connect(path: Path, name: Path) -> Recording:
@@ -74,7 +74,7 @@ def _connect(path: Path, name: Path) -> Recording:
 
 
 def _check_file(path: Path, name: Path | None = None) -> None:
-    """Refuse what is no recording by its first 100 bytes, before SQLite looks at it."""
+    """Refuse a file that is no recording by its first 100 bytes, before SQLite opens it."""
     name = name or path
     try:
         # O_NONBLOCK: opening a named pipe must not wait for its other end.
@@ -99,5 +99,5 @@ def _check_file(path: Path, name: Path | None = None) -> None:
             f"{name} has format version {version}, made by {newer} version of pse; "
             f"this one reads version {format.VERSION}"
         )
-    if start[18:20] != b"\x01\x01":  # 2: write-ahead log, which would make SQLite create files beside it
+    if start[18:20] != b"\x01\x01":  # 2: write-ahead log, for which SQLite would create files beside it
         raise format.damaged(name, "it is in a mode that recordings are never in")

@@ -1,8 +1,8 @@
-"""Guest memory out of a recording: as a step saw it, or as it is known at an event.
+"""Guest memory from a recording: as a step read it, or as it is known at an event.
 
-`ReplayMemory` answers what was asked live, within one step and between the same refreshes, and nothing
-else; it is what a replay runs on.  `StateMemory` is the memory at an event for everybody else: exact where a
-page was read in that very step, complete where a frame was taken, and a `MemoryFault` that says so elsewhere.
+`ReplayMemory` is what a replay reads: the pages that were read live in the same step and between the same
+refreshes, and no others.  `StateMemory` is for everyone else: the memory at a step, exact for pages that the
+step read, complete if a frame was taken there.  Other pages raise a `MemoryFault` that says so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import bisect
 from collections.abc import Callable, Sequence
 
 from live.core.errors import MemoryFault
-from live.core.memory import PAGE_SIZE, Segment
+from live.core.memory import PAGE_SIZE, InPlace, Segment
 from live.recording import format
 from live.recording.file import Recording, Step
 
@@ -19,10 +19,11 @@ UNRECORDED = "not recorded at this step: it was not read live"
 _UNREADABLE = "could not be read live either"
 
 
-class _Paged:
-    """Reads of any length, put together from pages that `_page` gives."""
+class _Paged(InPlace):
+    """Reads of any length over a function that returns single pages."""
 
     flat: memoryview | None = None
+    description = "out of a recording"
 
     def __init__(self, segments: Sequence[Segment], page: Callable[[int], bytes]) -> None:
         self.segments = segments
@@ -52,13 +53,13 @@ class _Paged:
 
 
 class ReplayMemory(_Paged):
-    """The pages of one step after another, as they were read; outside of a step, nothing.
+    """A `MemoryReader` over the pages of one step after another, as they were read live.
 
-    `enter` each step in order; `refresh` is called as it was on the live reader.
+    Call `enter` for each step in order.  `refresh` must be called as often as on the live reader.
     """
 
     def __init__(self, recording: Recording) -> None:
-        """Nothing is read yet."""
+        """No step is entered and no page is readable yet."""
         super().__init__(recording.header.segments, self._current)
         self._recording = recording
         self._known: dict[int, int] = {}
@@ -67,7 +68,7 @@ class ReplayMemory(_Paged):
         self._readable: set[int] | None = set()
 
     def enter(self, step: Step) -> None:
-        """Go to the next step.  Raises `TargetError` for damage."""
+        """Go to ``step``, which follows the last one.  Raises `TargetError` for damage."""
         self._finish()
         first, last = step.generations
         self._generations = list(self._recording.generations(first, last)) if first <= last else []
@@ -75,7 +76,7 @@ class ReplayMemory(_Paged):
         self.refresh()
 
     def refresh(self) -> None:
-        """Go to the next generation of this step, if one was recorded."""
+        """Go to the next generation of this step; after the last, no page is readable."""
         self._index += 1
         if self._index >= len(self._generations):
             self._readable = set()
@@ -85,7 +86,7 @@ class ReplayMemory(_Paged):
         self._readable = None if generation.whole else {*generation.changed, *generation.same}
 
     def _finish(self) -> None:
-        """What the step did not come to is known afterwards all the same."""
+        """Apply the generations that the replayed step has not reached."""
         while self._index + 1 < len(self._generations):
             self.refresh()
 
@@ -104,14 +105,14 @@ class ReplayMemory(_Paged):
 
 
 class StateMemory(_Paged):
-    """Guest memory as it was at one step.
+    """A `MemoryReader` of guest memory at one step.
 
-    ``complete``: a frame was taken there, so every page is exact.  ``still``: the guest stood still
-    meanwhile.  With ``last_known``, a page that was not read at this step is given as it was last seen.
+    ``complete``: a frame was taken there, so every page is exact.  ``still``: the guest stood still while it
+    was taken.  ``last_known``: a page that was not read at this step has its last recorded content.
     """
 
     def __init__(self, recording: Recording, step: Step, *, last_known: bool = False) -> None:
-        """Goes through all that was recorded up to ``step``.  Raises `TargetError` for damage."""
+        """Read the page versions of all generations up to ``step``.  Raises `TargetError` for damage."""
         super().__init__(recording.header.segments, self._at_step)
         self._recording = recording
         self.step = step
@@ -131,7 +132,7 @@ class StateMemory(_Paged):
 
     @property
     def pages(self) -> int:
-        """How many pages are exact; all of RAM if `complete`."""
+        """Number of exact pages: all of RAM if ``complete``."""
         if self.complete:
             return sum(segment.length for segment in self.segments) // PAGE_SIZE
         return len(self._exact)
@@ -141,7 +142,7 @@ class StateMemory(_Paged):
         return self.complete or number in self._exact
 
     def nonzero(self) -> list[int]:
-        """Numbers of the pages that are known and not all zeros, ascending; what an export writes."""
+        """Numbers (gpa / 4096) of the readable pages that are not all zeros, ascending."""
         return sorted(
             number
             for number, known in self._known.items()
@@ -163,7 +164,7 @@ class StateMemory(_Paged):
 
 
 def frame_of(recording: Recording, step: Step) -> Step | None:
-    """The frame that was taken at a step: the step itself, or the one behind it; None for none."""
+    """The frame that was taken at a step (the step itself, or the next one), or None."""
     if step.kind == "frame":
         return step if step.error is None else None
     for following in recording.steps(step.id + 1, step.id + 1):

@@ -1,12 +1,13 @@
-"""A recording whose writer was killed within a commit, as it was before that commit.
+"""Rolls back the interrupted commit of a recording whose writer was killed.
 
 Theory of operation
 -------------------
-While SQLite commits, the file's changed pages are saved in ``FILE-journal``; a writer that dies in these
-milliseconds leaves it behind, and the next to open the file for writing rolls back.  We read only, and a
-journal from a stranger is better not handed to SQLite, which may even delete the file that it names.  So
-the roll-back is done here, on a private copy (https://www.sqlite.org/fileformat2.html, section 3): the
-original pages go back to their places and the file to its former length.
+During a commit SQLite keeps the original content of changed pages in ``FILE-journal``.  A writer that is
+killed in these milliseconds leaves the journal behind, and SQLite rolls back when the file is next opened
+for writing.  Recordings are opened read-only, and SQLite must not process a journal from a stranger: it may
+delete the file that the journal names.  So the rollback is done here, on a private copy
+(https://www.sqlite.org/fileformat2.html, section 3): original pages are written back and the file gets its
+original length.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ _UNKNOWN = 0xFFFF_FFFF
 
 
 def journal_of(path: Path) -> Path:
-    """Where SQLite keeps the journal of a database."""
+    """The path of SQLite's rollback journal for a database."""
     return path.with_name(path.name + "-journal")
 
 
 def roll_back(path: Path, copy: Path) -> None:
-    """Copy ``path`` to ``copy`` as it was before the commit that its journal belongs to.
+    """Copy ``path`` to ``copy``, as it was before the commit to which its journal belongs.
 
-    Raises `TargetError` when the journal is none, `OSError`.
+    Raises `TargetError` if the journal is damaged or no journal, `OSError`.
     """
     shutil.copyfile(path, copy)
     with journal_of(path).open("rb") as journal, copy.open("r+b") as database:
@@ -50,7 +51,7 @@ def roll_back(path: Path, copy: Path) -> None:
 
 
 def _records(journal: BinaryIO, path: Path) -> Iterator[tuple[int, int, int, bytes]]:
-    """(pages before the commit, page size, page number, original content) of every sound record."""
+    """(pages before the commit, page size, page number, original content) of every valid record."""
     size = os.fstat(journal.fileno()).st_size
     at, first = 0, True
     while at + _HEADER.size <= size:
@@ -72,7 +73,7 @@ def _records(journal: BinaryIO, path: Path) -> Iterator[tuple[int, int, int, byt
                 return
             content = data[4:-4]
             if _NUMBER.unpack(data[-4:])[0] != _checksum(nonce, content):
-                return  # not on disk before the kill, so its page was not yet overwritten
+                return  # not synced before the kill, so its page in the database was not overwritten
             yield pages, page_size, _NUMBER.unpack(data[:4])[0], content
         first = False
         end = at + sector + count * record

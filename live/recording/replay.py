@@ -1,44 +1,44 @@
-"""The steps of a recording, taken again: the same code over the same memory gives the same events."""
+"""Replays a recording: the same steps over the same memory give the same events."""
 
 from __future__ import annotations
 
 import struct
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from live.arch import architecture
 from live.core.errors import MemoryFault
 from live.core.events import Event
 from live.core.memory import MemoryReader
-from live.linux.details import ProcessReader
-from live.linux.kernel import LinuxKernel
-from live.linux.layout import SymbolTable
+from live.core.system import OperatingSystem
 from live.recording import codec
 from live.recording.file import Recording, Step
 from live.recording.past_memory import ReplayMemory
 from live.watch.stepper import Stepper
+from live.watch.systems import finder
 
 
-def kernel_of(recording: Recording, memory: MemoryReader) -> LinuxKernel:
-    """The readers for a recording's kernel over ``memory``, which is of that recording.
+def system_of(recording: Recording, memory: MemoryReader) -> OperatingSystem:
+    """The operating system in a recording, over ``memory``, which is a reader of that recording.
 
-    Raises `SymbolsMissing`, `MemoryFault`, `TargetError` for a symbol table that is none.
+    Raises `SymbolsMissing`, `MemoryFault`, and `TargetError` if header or symbol table is damaged.
     """
-    with tempfile.TemporaryDirectory(prefix="pse-") as directory:
-        path = Path(directory) / "recorded.json"
-        path.write_bytes(recording.symbols())
-        try:
-            return LinuxKernel(memory, SymbolTable(path), recording.header.place)
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            # The table is a stranger's: nothing says that it makes sense.
-            raise recording.damaged(f"its symbol table makes no sense ({error!r})") from error
+    head = recording.header
+    try:
+        return finder(head.os).recall(
+            memory, architecture(head.machine), head.kernel, recording.symbols(), head.system
+        )
+    except ValueError as error:
+        raise recording.damaged(str(error)) from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        # The symbol table may come from a stranger.
+        raise recording.damaged(f"its symbol table makes no sense ({error!r})") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A step that gave other events than were recorded: ``number`` of the first such event."""
+    """The first difference in a step; ``number``: of the event; None where one side has no such event."""
 
     step: int
     number: int
@@ -47,28 +47,28 @@ class Difference:
 
 
 class Replay:
-    """Drives a `Stepper` through a recording, and compares what comes out with what was recorded."""
+    """Drives a `Stepper` through a recording and compares its events with the recorded ones."""
 
     def __init__(self, recording: Recording) -> None:
-        """Set the stage: the first steps are taken by `events`.  Raises `TargetError`, `SymbolsMissing`."""
+        """Nothing is replayed before `events`."""
         self.recording = recording
         self._memory = ReplayMemory(recording)
         self.differences = 0
-        """Events that came out otherwise than they were recorded."""
+        """Number of events that differ from the recorded ones."""
         self.first: Difference | None = None
 
     def events(self) -> Iterator[tuple[int, Event]]:
-        """(number, event), as replayed, in order.  Raises `TargetError` for damage, `SymbolsMissing`."""
+        """(number, event) of the replayed events, in order.  Raises `TargetError`, `SymbolsMissing`."""
         steps = self.recording.steps()
         setup = next(steps, None)
         if setup is None or setup.kind != "setup":
             raise self.recording.damaged("it does not begin with a kernel being found")
         self._memory.enter(setup)
         try:
-            kernel = kernel_of(self.recording, self._memory)
+            system = system_of(self.recording, self._memory)
         except MemoryFault as fault:
             raise self.recording.damaged(f"its kernel's data is missing ({fault})") from fault
-        stepper = Stepper(kernel, ProcessReader(kernel, self.recording.header.system.boot_ns))
+        stepper = Stepper(system)
         for step in steps:
             self._memory.enter(step)
             events = self._take(stepper, step)
@@ -85,7 +85,7 @@ class Replay:
             if step.error is None:
                 raise self.recording.damaged(f"step {step.id} cannot be repeated ({fault})") from fault
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
-            # A trap without the registers that one has, or members of other types than the kernel's.
+            # A damaged recording: a trap without the needed registers, or a symbol table with wrong types.
             raise self.recording.damaged(f"step {step.id} makes no sense ({error!r})") from error
         return []
 
@@ -103,7 +103,7 @@ class Replay:
 
 
 def _within(old: Event, new: Event) -> bool:
-    """Whether everything that was recorded came out again; a newer version may read more."""
+    """Whether the replayed event has all recorded values; a newer version may read more fields."""
     return _covers(codec.encode_event(new), codec.encode_event(old))
 
 

@@ -1,14 +1,13 @@
-"""Where a recording goes: a queue, and a thread that packs, compresses, inserts and commits.
+"""The writing side of a recording: a queue, and a thread that packs, compresses, inserts and commits.
 
 Theory of operation
 -------------------
-A step is handed over while a vCPU may be held, so all that takes time is done here, by a thread of its own,
-which commits every `COMMIT_S` seconds.  The queue is bounded by bytes: a disk that cannot keep up slows the
-recording down, it never takes more memory.
+`Sink.put` is called while a vCPU may be held, so everything slow is done by a thread, which commits every
+`COMMIT_S` seconds.  The queue is bounded in bytes: if the disk cannot keep up, `Sink.put` waits.
 
-The file is in SQLite's rollback-journal mode, so there is one file at every moment but within a commit, and
-what is committed survives SIGKILL.  If the disk is full, the transaction is rolled back, the next
-step raises, and all that was committed before replays.
+The file is in SQLite's rollback-journal mode.  It is a single file except during a commit, and committed
+rows survive SIGKILL.  If the disk is full, the transaction is rolled back, the next `Sink.put` raises, and
+everything committed before can be replayed.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from live.recording.header import Header
 COMMIT_S = 0.5
 COMMIT_BYTES = 8 << 20
 QUEUE_BYTES = 32 << 20
-"""Bytes that wait to be written, at most."""
+"""Largest size of the queue in bytes."""
 _DICTIONARY = 64 << 10
 
 
 class Page(NamedTuple):
-    """A page version to be stored; ``base`` is the id of the version that ``before`` is, 0 for none."""
+    """A page version to store; ``before`` is the content of the version with id ``base`` (0: none)."""
 
     id: int
     content: bytes
@@ -49,7 +48,10 @@ class Page(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What goes through the queue: pages, generations, and the step they belong to (None: it follows)."""
+    """A queue entry: pages, generations, events, and their step (None: a later entry has it).
+
+    ``step``: the row of the ``step`` table without ``detail``.
+    """
 
     pages: list[Page]
     generations: list[format.Generation]
@@ -59,16 +61,16 @@ class Item(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of memory, about."""
+        """Approximate size in memory, in bytes."""
         small = 200 + 2000 * len(self.events) + sum(8 * len(one.same) for one in self.generations)
         return small + 2 * PAGE_SIZE * len(self.pages)
 
 
 class Sink:
-    """One file that is being written, by a thread of its own."""
+    """A recording file and the thread that writes it."""
 
     def __init__(self, path: Path, header: Header, symbols: bytes, *, force: bool, level: int) -> None:
-        """See `live.recording.writer.Writer`."""
+        """Create the file and start the thread; see `live.recording.writer.Writer`."""
         self.path = path
         self._connection = _create(path, force)
         self._queue: deque[Item] = deque()
@@ -84,7 +86,7 @@ class Sink:
         self.commits = 0
         """Commits so far."""
         self.waited_ns = 0
-        """ns for which `put` waited because the queue was full."""
+        """Time in ns that `put` waited because the queue was full."""
         try:
             self._begin(header, symbols, level)
         except sqlite3.Error as error:
@@ -110,7 +112,7 @@ class Sink:
         self._connection.execute("INSERT INTO meta VALUES (?, ?, ?)", (self._meta, name, data))
 
     def put(self, item: Item) -> None:
-        """Hand over; waits while the queue is full.  Raises `TargetError` if writing has failed."""
+        """Append to the queue; wait while it is full.  Raises `TargetError` if writing has failed."""
         size = item.size
         with self._condition:
             if self._queued + size > QUEUE_BYTES and self._queue:
@@ -125,7 +127,7 @@ class Sink:
             self._condition.notify_all()
 
     def close(self, reason: str = "done") -> None:
-        """Write what is still waiting, and say that this is the end.  Raises `TargetError` if that failed."""
+        """Write the rest of the queue and the ``end`` value.  Raises `TargetError` if writing has failed."""
         with self._condition:
             if self._closing is None:
                 self._closing = {"reason": reason, "time_ns": time.time_ns()}
@@ -140,7 +142,7 @@ class Sink:
             "replayed; make room, and record into another file"
         )
 
-    # -- the thread's side --------------------------------------------------------------------------------
+    # -- called by the thread --------------------------------------------------------------------------------
 
     def _work(self) -> None:
         try:
@@ -161,7 +163,7 @@ class Sink:
                 self._transaction()
                 self._put_meta("end", codec.dumps(self._closing))
                 self._commit()
-        except BaseException as error:  # handed to the recording's side, whatever it is
+        except BaseException as error:  # raised by `put` and `close`, whatever it is
             with contextlib.suppress(sqlite3.Error):
                 self._connection.rollback()
             with self._condition:
@@ -172,7 +174,7 @@ class Sink:
             self._connection.close()
 
     def _wait(self) -> bool:
-        """Until there is something to write, or it is time to commit; False at the end."""
+        """Wait for something to write or the time to commit; False when all is written after `close`."""
         with self._condition:
             if not self._queue and self._closing is None:
                 rest = None if not self._uncommitted else COMMIT_S - (time.monotonic() - self._committed_at)
@@ -217,7 +219,7 @@ class Sink:
             self._uncommitted += len(data)
 
     def _begin_dictionary(self, texts: list[bytes]) -> None:
-        """The first events are what later ones are compressed against: keys and paths are the same."""
+        """Make the dictionary of the first events: later ones repeat their keys and paths."""
         sample = b"".join(texts)[-_DICTIONARY:]
         self._put_meta("dictionary", sample)
         shared = zstandard.ZstdCompressionDict(sample, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
@@ -247,7 +249,7 @@ class Sink:
 
 
 def _create(path: Path, force: bool) -> sqlite3.Connection:
-    """A new, empty database; never over something that is there, unless ``force`` and it is a plain file."""
+    """A new, empty database; replaces an existing file only with ``force``, and only a regular one."""
     if force:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(path.lstat().st_mode):
@@ -273,7 +275,7 @@ def _create(path: Path, force: bool) -> sqlite3.Connection:
         check_same_thread=False,
         timeout=30,
     )
-    # FULL: also what a power cut leaves is whole. No spill: the file changes within commits only.
+    # FULL: commits survive a power cut. No spill: the file changes only during commits.
     for pragma in ("journal_mode = DELETE", "synchronous = FULL", "cache_spill = OFF", "temp_store = MEMORY"):
         connection.execute(f"PRAGMA {pragma}")
     return connection

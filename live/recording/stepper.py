@@ -1,4 +1,4 @@
-"""Steps that are written down as they are taken."""
+"""Records steps as they are taken."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from live.watch.stepper import Steps
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frames:
-    """When all of guest memory is recorded.
+    """When frames (all of guest memory) are recorded.
 
-    ``start``: at the beginning; ``every``: after so many seconds, at the next step; ``on``: at the events
-    that one of the filters matches.  Whatever is asked for, there is one at the beginning, when nothing
-    waits for it: those that follow have little left to write, and fit into the hold of a trap.
+    ``start``: at the beginning.  ``every``: at the first step after so many seconds.  ``on``: at events that
+    match one of the filters.  If any of these is set, a frame is taken at the beginning, when no vCPU is
+    held.  Later frames then have little to write and fit into the hold of a trap.
     """
 
     start: bool = False
@@ -34,14 +34,14 @@ class Frames:
 
     @property
     def wanted(self) -> bool:
-        """Whether there are any."""
+        """Whether any frames are taken."""
         return self.start or self.every is not None or bool(self.on)
 
 
 class RecordingStepper:
-    """A `live.watch.stepper.Steps` that records what another one does.
+    """A `live.watch.stepper.Steps` that records the steps of another one.
 
-    What a step returns was handed to the writer before; the guest's vCPU need not be held for the rest.
+    When a step returns, its reads and events have been passed to the writer, so the vCPU may be resumed.
     """
 
     def __init__(
@@ -54,28 +54,28 @@ class RecordingStepper:
         *,
         pausable: bool = True,
     ) -> None:
-        """``steps`` reads ``memory``, and through it only.
+        """``steps`` must read guest memory through ``memory`` only.
 
-        ``pausable``: ``hold`` works without a trap that holds a vCPU, once steps are being taken.
+        ``pausable``: ``hold`` can make the guest stand still at any step, not only at a held trap.
         """
         self._pausable = pausable
         self._steps, self._memory, self._writer = steps, memory, writer
         self.tracker: Tracker = steps.tracker
-        """The tracker that is driven."""
+        """The tracker of the wrapped steps."""
         self._frames, self._hold = frames or Frames(), hold
         self._digests: dict[bytes, int] = {}
         self._framed_at = 0.0
         self.frames = 0
-        """Frames taken so far."""
+        """Number of frames taken."""
 
     def snapshot(self, time_ns: int, trigger: str) -> list[Event]:
-        """See `live.watch.stepper.Steps.look`.  Raises `TargetError` if the recording cannot be written."""
+        """See `live.watch.stepper.Steps.snapshot`.  Raises `TargetError` if it cannot be written."""
         return self._step(
             lambda: self._steps.snapshot(time_ns, trigger), "look", time_ns=time_ns, cause=trigger, held=False
         )
 
     def attach(self) -> list[Event]:
-        """The frame at the beginning, if frames are wanted, and a look; before anything is trapped."""
+        """If frames are wanted: take a snapshot and a frame, before anything is armed; the events."""
         if not self._frames.wanted:
             return []
         with self._hold(False) as still:
@@ -110,7 +110,7 @@ class RecordingStepper:
         try:
             events = take()
         except MemoryFault as fault:
-            # As it happened: a replay meets the same fault.
+            # Recorded with its error: a replay runs into the same fault.
             error = str(fault)
             writer.step(kind, time_ns, memory.end(), late_ns=late_ns, cause=cause, detail=detail, error=error)
             raise

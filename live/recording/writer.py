@@ -1,7 +1,7 @@
-"""Writes a recording: numbers pages and steps, and hands them on.
+"""Writes a recording: assigns ids to pages and steps and queues them.
 
-`Writer.step` is called while a vCPU may be held: it only tells which pages are new, and what they differ
-from.  The rest is done beside it, by `live.recording.sink`.
+`Writer.step` is called while a vCPU may be held.  It only decides which pages are new and on which version
+each is based; the thread of `live.recording.sink` does the rest.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from live.recording.live_memory import Reads
 from live.recording.sink import Item, Page, Sink
 
 _DEPTHS = 1 << 16
-"""Pages for which it is remembered how many versions ago one was stored alone; others are stored alone."""
+"""Most pages whose XOR chain length is remembered; a version of any other page is stored as it is."""
 _ZERO_PAGE = bytes(PAGE_SIZE)
 
 
 class _Numbers:
-    """The id of the last recorded version of every page, 4 bytes a page of guest RAM: 0.1 % of it."""
+    """The id of the last recorded version of every page; takes 4 bytes per page of guest RAM."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._parts = [
@@ -45,15 +45,15 @@ class _Numbers:
 
 
 class Writer:
-    """A recording that is being written; a context manager.  One thread calls `step` and `frame_part`."""
+    """A recording that is being written; a context manager.  Its methods are for one thread."""
 
     def __init__(
         self, path: Path | str, header: Header, symbols: bytes, *, force: bool = False, level: int = 3
     ) -> None:
         """Create the file and start the thread.
 
-        ``symbols``: text of the ISF; ``level``: zstd's, for pages.  Raises `TargetError` if ``path``
-        exists and not ``force``, or cannot be written.
+        ``symbols``: ISF text; ``level``: of zstd compression.  Raises `TargetError` if ``path`` exists
+        (without ``force``) or cannot be written.
         """
         self.path = Path(path)
         self._sink = Sink(self.path, header, symbols, force=force, level=level)
@@ -63,7 +63,7 @@ class Writer:
 
     @property
     def waited_ns(self) -> int:
-        """ns for which steps waited because the disk could not keep up."""
+        """Time in ns that steps waited because the disk could not keep up."""
         return self._sink.waited_ns
 
     def step(
@@ -78,7 +78,10 @@ class Writer:
         detail: codec.Json | None = None,
         error: str | None = None,
     ) -> int:
-        """Hand over a step; returns its number.  Raises `TargetError` if writing has failed."""
+        """Queue a step; return its number.  Raises `TargetError` if writing has failed.
+
+        ``kind`` to ``error`` as in `live.recording.file.Step`; ``reads``: one entry per generation.
+        """
         pages: list[Page] = []
         generations = [self._number(one, pages) for one in reads]
         self._generation += len(generations)
@@ -95,13 +98,14 @@ class Writer:
         return self.last_step
 
     def known(self, number: int) -> int:
-        """Id of the last version of a page that was recorded, 0 for none."""
+        """Id of the last recorded version of page ``number`` (gpa / 4096), 0 for none."""
         return self._known.get(number)
 
     def frame_part(self, changed: list[tuple[int, int]], contents: dict[int, bytes], *, whole: bool) -> None:
-        """A part of a frame: (page number, id) of what changed, and the content of ids that are new.
+        """Queue a part of a frame.
 
-        Ids come from `new_page`; the last part has ``whole``, and `frame` follows.
+        ``changed``: (page number, version id).  ``contents``: content of the ids that are new, which come
+        from `new_page`.  ``whole``: the last part; `frame` follows.
         """
         for number, page in changed:
             self._known.set(number, page)
@@ -114,15 +118,15 @@ class Writer:
     def frame(
         self, time_ns: int, took_ns: int, cause: str, *, after: int, still: bool, error: str | None = None
     ) -> int:
-        """The frame is over.
+        """Queue the step of a frame; return its number.
 
-        ``after``: the step whose memory it is, 0 for none; ``error``: why it is incomplete.
+        ``after``: the step at which it was taken, 0 for none; ``error``: why it is incomplete, or None.
         """
         detail: codec.Json = {"after": after, "still": still}
         return self._put_step(Item([], [], ("frame", time_ns, took_ns, cause, error), detail, ()))
 
     def new_page(self) -> int:
-        """A fresh id."""
+        """A new page-version id."""
         page = self._next_page
         self._next_page += 1
         return page
@@ -143,7 +147,7 @@ class Writer:
         return format.Generation(changed, ids, reads.same, False)
 
     def _version(self, number: int, page: int, content: bytes, before: bytes | None) -> Page:
-        """How to store a version: as a difference from the one before, if that leads to no long chain."""
+        """How to store a version: as an XOR with the previous one unless the chain gets too long."""
         base = self._known.get(number)
         depth = self._depths.pop(number, format.MAX_DEPTH) + 1
         alone = before is None or base < format.FIRST_PAGE or depth >= format.MAX_DEPTH
@@ -153,7 +157,7 @@ class Writer:
         return Page(page, content, 0, None) if alone else Page(page, content, base, before)
 
     def close(self, reason: str = "done") -> None:
-        """Write what is still waiting, and say that this is the end.  Raises `TargetError` if that failed."""
+        """Write the rest of the queue and ``reason``.  Raises `TargetError` if writing has failed."""
         self._sink.close(reason)
 
     def __enter__(self) -> Writer:
@@ -161,7 +165,7 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Close; an error on the way out does not hide the one that led here."""
+        """Close; an error while closing does not replace the one that is being raised."""
         if error is None:
             self.close()
         else:

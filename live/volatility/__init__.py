@@ -1,1 +1,1 @@
-"""What the Volatility pack is made of: Volatility's layers in, processes and symbol tables out."""
+"""The code of the Volatility plugin pack in `volplugins`."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
-from live.core.events import Event, Process, ProcessEnd, ProcessExec, ProcessStart
+from live.core.events import Event, Process, ProcessEnd, ProcessStart, is_kernels
 from live.core.tracker import Counts
-from live.core.traps import Fence
 from live.watch.session import Session
 from live.watch.stepper import Stepper
-from live.watch.watchers import Cost, Poller, Trapper
+from live.watch.watchers import Cost, Trapper, watcher_of
 
 StartCallback = Callable[[Process], None]
 ExecCallback = Callable[[Process, Process], None]
@@ -45,31 +45,29 @@ class Monitor:
     ) -> None:
         """Nothing is read or armed until `events` or `run`.
 
-        ``mode``: "plugin", "gdbstub", "poll", or "auto" for the best of these that the guest has.
-        ``interval``: seconds between two looks in poll mode.  Events of kernel threads are left out
+        ``mode``: that of one of the guest's offers, "poll", or "auto" for the best there is.
+        ``interval``: seconds between two snapshots in poll mode.  Events of kernel threads are left out
         unless ``kernel_threads``.  Raises `TargetError` if the guest does not offer ``mode``.
         """
         self._kernel_threads = kernel_threads
-        stepper = Stepper(session.kernel, session.processes)
+        stepper = Stepper(session.os)
         self._tracker = stepper.tracker
         self.choice = session.choose(mode)
         """The mode, and why it is not a better one."""
         self.mode, self.guarantee = self.choice.mode, self.choice.guarantee
-        self._source = self.choice.source
-        self._fences: frozenset[Fence] = frozenset()
-        try:
-            self._watcher: Trapper | Poller
-            if self._source:
-                self._watcher = Trapper(session, stepper, self._source, session.request(self._source))
-                self._fences = stepper.points.fences
-            else:
-                self._watcher = Poller(session, stepper, interval)
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.choice.close)
+            self._watcher = watcher_of(session, self.choice, stepper, interval)
+            self._fences = session.os.points().fences if self.traps else frozenset()
+            undo.pop_all()
         self._start: list[StartCallback] = []
         self._exec: list[ExecCallback] = []
         self._end: list[StartCallback] = []
+
+    @property
+    def traps(self) -> bool:
+        """Whether events are trapped, not found by snapshots."""
+        return self.choice.source is not None
 
     @property
     def counts(self) -> Counts:
@@ -134,7 +132,7 @@ class Monitor:
             self._watcher.request = replace(self._watcher.request, fences=self._fences)
 
         def deliver(event: Event) -> None:
-            if self._wanted(event):
+            if self._kernel_threads or not is_kernels(event):
                 self._call(event)
                 ready.append(event)
 
@@ -147,14 +145,7 @@ class Monitor:
 
     def close(self) -> None:
         """Remove every trap and let the guest run on; `events` and `run` do it when they end."""
-        if self._source is not None:
-            self._source.close()
-
-    def _wanted(self, event: Event) -> bool:
-        if self._kernel_threads:
-            return True
-        # A kernel worker that became a process has no end and no exec for the user, only a start.
-        return not (event.old if isinstance(event, ProcessExec) else event.process).kernel
+        self.choice.close()
 
     def _call(self, event: Event) -> None:
         if isinstance(event, ProcessStart):

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from live.core.events import EndReason, Event, ExitStatus, Occasion, ProcessEnd, ProcessStart, StartReason
-from live.linux.details import ProcessReader
-from live.linux.kernel import LinuxKernel
+from live.core.events import Event, ExitStatus, Occasion, ProcessEnd, ProcessStart, StartReason
+from live.core.system import OperatingSystem
 
 
-def present(kernel: LinuxKernel, processes: ProcessReader, time_ns: int) -> list[Event]:
+def present(system: OperatingSystem, time_ns: int) -> list[Event]:
     """Every thread group on the task list: a start for what runs, an end for a zombie.
 
     ``time_ns``: UTC ns by the observer's clock.  Raises `MemoryFault` if not even the head of the list can
     be read.
     """
-    snapshot = kernel.snapshot(time_ns, "attach")
+    snapshot = system.snapshot(time_ns, "attach")
     occasion = Occasion(time_ns=time_ns, trigger=snapshot.trigger)
     events: list[Event] = []
     for task in snapshot.tasks:
-        process = processes.describe(task)
+        process = system.describe(task)
         if task.dead:
             status = ExitStatus.from_kernel(task.exit_code)
-            reason = EndReason.SIGNAL if status.signal is not None else EndReason.EXIT
-            events.append(ProcessEnd(process=process, reason=reason, status=status, occasion=occasion))
+            events.append(ProcessEnd(process=process, reason=status.reason, status=status, occasion=occasion))
         else:
             events.append(ProcessStart(process=process, reason=StartReason.RUNNING, occasion=occasion))
     return events

@@ -1,4 +1,4 @@
-"""From the name of a guest to a kernel that can be looked at: everything is found on the way.
+"""From the name of a guest to a system that can be looked at: everything is found on the way.
 
 Attach to the hypervisor, find the living kernel in guest RAM, make or fetch its symbol table,
 compile the readers.  Nothing is asked of the user, and nothing of the guest.
@@ -6,113 +6,94 @@ compile the readers.  Nothing is asked of the user, and nothing of the guest.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
 from types import TracebackType
 
-from live.arch.x86_64 import PageTable
-from live.core.errors import GuestGone, MemoryFault, NoKernelFound, SymbolsMissing, TargetError
-from live.core.memory import MemoryReader
+from live.arch import architecture
+from live.core.errors import GuestGone, NoKernelFound, SymbolsMissing
+from live.core.hypervisor import Guest, Notice
+from live.core.snapshot import Counters
+from live.core.system import Finder, Progress, System
 from live.core.traps import CodeHit, TrapRequest, TrapSource
-from live.hypervisors.qemu.offers import Choice
-from live.hypervisors.registry import adapter
-from live.linux.boot import System, read_system
-from live.linux.details import ProcessReader
-from live.linux.kernel import KernelPlace, LinuxKernel
-from live.linux.layout import SymbolTable
-from live.linux.points import LifecyclePoints
-from symbols.cache import Cache
-from symbols.guest import Kernel, find_kernel, symbol_table
-
-Progress = Callable[[float, str], None]
-"""Called with a percentage (0..100) and what is being done."""
+from live.hypervisors import registry
+from live.watch import modes, systems
+from live.watch.modes import Choice
 
 _ALIVE_CHECK_S = 0.25
 _RUNNING_TRIES, _RUNNING_WAIT_S = 3, 0.02
-_TABLES = (0x000F_FFFF_FFFF_F000, 0x000F_FFFF_FFFF_E000)
-
-
-def introspect(
-    memory: MemoryReader, *, cache: Cache | None = None, progress: Progress | None = None
-) -> tuple[Kernel, LinuxKernel]:
-    """Find the kernel in ``memory`` and compile the readers for it.
-
-    Raises `NoKernelFound` or `SymbolsMissing`, each with what to do next.
-    """
-    found = find_kernel(memory, cache=cache, progress=progress)
-    table = SymbolTable(symbol_table(found, memory, cache, progress=progress))
-    place = KernelPlace(
-        kaslr_shift=found.kaslr_shift, phys_base=found.phys_base, dtb=found.dtb, la57=found.la57
-    )
-    try:
-        return found, LinuxKernel(memory, table, place)
-    except MemoryFault as fault:
-        raise NoKernelFound(
-            f"a kernel was found, but its data is not where it should be ({fault}); if the guest is still "
-            "booting, try again in a few seconds"
-        ) from fault
 
 
 class Session:
-    """One attached guest with a running Linux kernel; a context manager.
+    """One attached guest with a running system; a context manager.
 
-    ``guest`` is the adapter's guest (``memory``, ``info``, ``alive()``); ``kernel`` reads tasks,
-    ``processes`` completes them, ``system`` says which boot of which host this is.
+    ``guest`` is what the hypervisor offers, ``machine`` its architecture, ``os`` the system that runs in it.
     """
 
     def __init__(
-        self, target: str | None = None, *, hypervisor: str = "qemu", progress: Progress | None = None
+        self,
+        target: str | Guest | None = None,
+        *,
+        progress: Progress | None = None,
+        systems_wanted: Sequence[Finder] | None = None,
     ) -> None:
-        """Attach to ``target``: a monitor socket, a pid, a VM name; None for the only running guest.
+        """Attach to ``target``: a name, a pid, a monitor socket, ``SCHEME:TARGET``; None for the only guest.
 
-        Raises `TargetError` if there is no such guest or it may not be read, `NoKernelFound` or
-        `SymbolsMissing` if there is nothing in it that can be introspected.
+        A `Guest` is taken as it is, and closed with the session.  ``systems_wanted``: which operating systems
+        are looked for; None: all that are known.  Raises `TargetError` if there is no such guest or it may
+        not be read, `NoKernelFound` or `SymbolsMissing` if there is nothing in it that can be introspected.
         """
-        self._adapter = adapter(hypervisor)
-        self.guest = self._adapter.attach(target)
+        self.guest: Guest = registry.attach(target) if target is None or isinstance(target, str) else target
         try:
-            self.found, self.kernel = introspect(self.guest.memory, progress=progress)
-            self._require_running()
-            self.system: System = read_system(self.kernel)
-            self.processes = ProcessReader(self.kernel, self.system.boot_ns)
+            self.machine = architecture(self.guest.info.machine)
+            wanted = systems.finders() if systems_wanted is None else systems_wanted
+            if self.guest.unplaced is not None:
+                systems.place(self.guest.unplaced, self.machine, wanted)
+            self.os = systems.find(self.guest.memory, self.machine, wanted, progress)
+            self.notes = (*self.guest.notes, *self.os.notes, *self._require_running())
         except BaseException:
             self.guest.close()
             raise
         self._alive_at = time.monotonic()
 
-    def _require_running(self) -> None:
-        """The kernel that was found is the one that a vCPU runs: its page table maps it where it was found.
+    def _require_running(self) -> Sequence[str]:
+        """The kernel that was found is the one that the machine runs; a note where that cannot be told.
 
         After a reset RAM holds the kernel of the boot before, unharmed, until something is loaded over it.
         Raises `NoKernelFound`.
         """
-        address = self.kernel.address("init_task")
-        expected = self.kernel.memory.gpa(address)
+        registers = self.guest.registers
+        if registers is None:
+            return self._signs_of_life()
         for _ in range(_RUNNING_TRIES):
-            self.kernel.memory.refresh()
-            registers = self.guest.registers(self.guest.vcpus[0])
-            # With PTI bit 12 tells the user's table from the kernel's; without, it may belong to the address.
-            tables = (
-                {registers.get("cr3", 0) & mask for mask in _TABLES}
-                if registers.get("cr0", 0) >> 31
-                else set()
-            )
-            for table in tables:
-                with contextlib.suppress(MemoryFault):
-                    if PageTable(self.guest.memory, table, self.kernel.levels).gpa(address) == expected:
-                        return
+            self.guest.memory.refresh()
+            if self.os.runs(registers.read(registers.vcpus[0])):
+                return ()
             time.sleep(_RUNNING_WAIT_S)
         raise NoKernelFound(
             f"the guest {self.name} does not run the kernel that is in its memory: it was reset, and boots "
             "again, or is in its boot loader; try again in a few seconds"
         )
 
+    def _signs_of_life(self) -> Sequence[str]:
+        """Without registers: whether the kernel's clock goes on."""
+        if self.os.ticking():
+            return ()
+        return ("the guest's clock stands still: it is paused, or it was reset and this is the boot before",)
+
     @property
     def name(self) -> str:
         """The guest's name on this host."""
-        return str(self.guest.info.name)
+        return self.guest.info.name
+
+    @property
+    def system(self) -> System:
+        """Which boot of which host this is."""
+        return self.os.system
+
+    def counters(self) -> Counters:
+        """The kernel's own counters, now.  Raises `MemoryFault`."""
+        return self.os.counters()
 
     def sleep(self, seconds: float) -> None:
         """Wait; raises `GuestGone` when the guest has ended or was reset meanwhile."""
@@ -123,26 +104,24 @@ class Session:
         self._alive_at = now
         if not self.guest.alive():
             raise GuestGone(f"the guest {self.name} has ended")
-        if "RESET" in self.guest.events():
+        if self.guest.notices is not None and Notice.RESET in self.guest.notices.take():
             raise GuestGone(f"the guest {self.name} was reset; run pse watch again to follow its new boot")
 
-    def choose(self, mode: str) -> Choice:
-        """How to be told of what happens: "plugin", "gdbstub", "poll", or "auto" for the best there is.
+    def choose(self, mode: str, hold: float = modes.DEFAULT_HOLD) -> Choice:
+        """How to be told of what happens: the mode of an offer, "poll", or "auto" for the best there is.
 
-        Raises `TargetError` if the guest does not offer ``mode``.
+        ``hold``: seconds that a vCPU may be held at most.  Raises `TargetError` if the guest does not offer
+        ``mode``.
         """
-        poll_only: str | None = getattr(self.guest.memory, "poll_only", None)
-        if poll_only and mode not in ("auto", "poll"):
-            raise TargetError(f"{mode} mode cannot be had: {poll_only}")
-        ways: frozenset[type] = frozenset({CodeHit})
-        with contextlib.suppress(SymbolsMissing):  # said by whoever needs the points: `request`
-            ways = LifecyclePoints(self.kernel).ways
-        choice: Choice = self._adapter.choose(self.guest, "poll" if poll_only else mode, ways=ways)
-        return replace(choice, skipped=(f"trapped: {poll_only}",)) if poll_only else choice
+        try:
+            kinds = self.os.points().ways
+        except SymbolsMissing:  # said by whoever needs the points: `request`
+            kinds = frozenset({CodeHit})
+        return modes.choose(self.guest, self.machine, mode, kinds, hold)
 
     def request(self, source: TrapSource) -> TrapRequest:
         """What ``source`` is to be armed with.  Raises `SymbolsMissing` if the kernel lacks a function."""
-        return LifecyclePoints(self.kernel).request(source.prefers)
+        return self.os.points().request(source.prefers)
 
     def close(self) -> None:
         """Let go of the guest; it runs on as if never watched."""

@@ -1,4 +1,4 @@
-"""One step of watching: a look or a trap, over the memory as it is now, gives events.
+"""One step of watching: a snapshot or a trap, over the memory as it is now, gives events.
 
 Everything that depends on the outside comes in as an argument (the trap, the time), everything else
 is read from guest memory.  So the same steps over the same memory give the same events, byte for
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from live.core.events import Event, Occasion, Process
-from live.core.snapshot import Task
+from live.core.events import Event, Occasion
+from live.core.system import OperatingSystem
 from live.core.tracker import Counts, Tracker
 from live.core.traps import Access, CodeHit, Trap
-from live.linux.details import ProcessReader
-from live.linux.kernel import LinuxKernel
-from live.linux.points import LifecyclePoints
 
 LONG_HELD_NS = 100_000_000
 """A trap that is older may not be held for much longer; where a hold has run out, it may be the one."""
@@ -34,43 +31,34 @@ class Steps(Protocol):
 
 
 class Stepper:
-    """Drives the tracker of one kernel, one step at a time."""
+    """Drives the tracker of one system, one step at a time."""
 
-    def __init__(self, kernel: LinuxKernel, processes: ProcessReader) -> None:
-        """The first step must be a look: it seeds the tracker."""
-        self._kernel = kernel
-        self._processes = processes
-        self._points: LifecyclePoints | None = None
-        self._standing = False
-        self.tracker = Tracker(self._describe, kernel.revisit)
+    def __init__(self, system: OperatingSystem) -> None:
+        """The first step must be a snapshot: it seeds the tracker."""
+        self._system = system
+        self.tracker = Tracker(system.describe, system.revisit)
 
     @property
     def counts(self) -> Counts:
         """Events so far, and what was missed."""
         return self.tracker.counts
 
-    @property
-    def points(self) -> LifecyclePoints:
-        """What traps mean.  Raises `SymbolsMissing` if the kernel lacks a function."""
-        if self._points is None:
-            self._points = LifecyclePoints(self._kernel)
-        return self._points
-
     def snapshot(self, time_ns: int, trigger: str) -> list[Event]:
-        """Snapshot at the whole task list.  ``time_ns``: UTC ns by the observer's clock.
+        """Walk the whole task list.  ``time_ns``: UTC ns by the observer's clock.
 
         Raises `MemoryFault` if not even the head of the list can be read.
         """
-        self._standing = False
-        self.tracker.receive_tasks(self._kernel.snapshot(time_ns, trigger))
+        self.tracker.receive_tasks(self._system.snapshot(time_ns, trigger))
         return self._events()
 
     def trap(self, trap: Trap, time_ns: int, late_ns: int) -> list[Event]:
-        """Take in a trap, while its vCPU is held.  ``late_ns``: ns since it was taken."""
+        """Take in a trap, while its vCPU is held.  ``late_ns``: ns since it was taken.
+
+        Raises `SymbolsMissing` if the kernel lacks a function of the points.
+        """
         if not isinstance(trap, CodeHit | Access):
             return []
-        self._standing = trap.held and late_ns < LONG_HELD_NS
-        reached = self.points.reached(trap)
+        reached = self._system.points().reached(trap)
         if reached is None:
             self.tracker.counts.unreadable += 1
             return []
@@ -86,11 +74,9 @@ class Stepper:
                 late_ns=late_ns,
                 missed=self.tracker.counts.missed,
             ),
+            standing=trap.held and late_ns < LONG_HELD_NS,
         )
         return self._events()
-
-    def _describe(self, task: Task) -> Process:
-        return self._processes.describe(task, standing=self._standing)
 
     def _events(self) -> list[Event]:
         events = []

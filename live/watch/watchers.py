@@ -2,17 +2,17 @@
 
 Poll: on every tick the kernel's counters are read, O(1).  Only if they moved, or if the guest was
 busy within the last second, or when the refresh is due, is the task list walked: exec, and the
-death of a process that nobody reaped, move no counter.  Where reading stops the guest, looks are so far
-apart that it stands for a small part of the time only (`live.core.memory.MemoryReader`).
+death of a process that nobody reaped, move no counter.  Where reading stops the guest, snapshots are so far
+apart that it stands for a small part of the time only (`live.core.memory.MemoryReader.rest`).
 
-Traps: the kernel functions of `live.linux.points` are trapped, and each reports one finished
-step while its vCPU is held.  A look at the whole list seeds the tracker, and one is taken after a
-few seconds in which something was trapped, when the guest is idle for a moment, and at the end: it
-proves from the kernel's counters that nothing was missed, and repairs it, counted, if something was.
+Traps: the system's lifecycle points (`live.core.system.LifecyclePoints`) are trapped, and each reports one
+finished step while its vCPU is held.  A snapshot seeds the tracker, and one is taken after a few seconds in
+which something was trapped, when the guest is idle for a moment, and at the end: it proves from the kernel's
+counters that nothing was missed, and repairs it, counted, if something was.
 
 A trap says something only while its vCPU is held: afterwards the task that it names may be
 another one.  If we were too late (stopped for longer than the hold limit, or starved for long), what was
-trapped meanwhile is left out, and a look takes its place before the next trap that is in time.
+trapped meanwhile is left out, and a snapshot takes its place before the next trap that is in time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from live.core.errors import GuestGone, MemoryFault
 from live.core.events import Event
 from live.core.snapshot import Counters
 from live.core.traps import Trap, TrapRequest, TrapSource
+from live.watch.modes import Choice
 from live.watch.session import Session
 from live.watch.stepper import LONG_HELD_NS, Steps
 
@@ -41,9 +42,9 @@ PROOF_S = 5.0
 class Cost:
     """What watching cost us.
 
-    ``looks`` walks of the task list took ``snapshot_ns`` in all; ``traps`` were handled, for which vCPUs
-    were held for ``held_ns`` in all.  ``late`` traps were taken too late to be of use: a look took
-    their place.
+    ``snapshots`` of the task list took ``snapshot_ns`` in all; ``traps`` were handled, for which vCPUs
+    were held for ``held_ns`` in all.  ``late`` traps were taken too late to be of use: a
+    snapshot took their place.
     """
 
     snapshots: int = 0
@@ -67,14 +68,14 @@ class Poller:
         Raises `GuestGone` when the guest ends, reboots or can no longer be read.
         """
         trigger, tick = "attach", time.monotonic()
-        memory = self._session.kernel.memory
+        memory = self._session.guest.memory
         seen: Counters | None = None
         busy_until = refresh_at = 0.0
         while True:
             now = time.monotonic()
             with _guest_readable():
                 memory.refresh()
-                counters = self._session.kernel.counters()
+                counters = self._session.counters()
                 _require_same_boot(counters, seen)
                 if counters != seen or now < busy_until or now >= refresh_at:
                     if counters != seen:
@@ -95,7 +96,7 @@ class Trapper:
     """Drives the steps by traps: the kernel's own lifecycle functions."""
 
     def __init__(self, session: Session, steps: Steps, source: TrapSource, request: TrapRequest) -> None:
-        """Nothing is armed yet.  ``request``: from `live.linux.points`."""
+        """Nothing is armed yet.  ``request``: from `Session.request`."""
         self._session, self._steps, self._source = session, steps, source
         self.request = request
         """What `run` will arm."""
@@ -121,7 +122,7 @@ class Trapper:
                 self._resynchronise(deliver)
                 self._session.sleep(0)
                 with _guest_readable():
-                    _require_same_boot(self._session.kernel.counters(), self._steps.tracker.counters)
+                    _require_same_boot(self._session.counters(), self._steps.tracker.counters)
             else:
                 dirty = True
                 self._handle(trap, deliver)
@@ -172,6 +173,16 @@ class Trapper:
             self._resync = False
             with _guest_readable():
                 _snapshot(self._steps, self.cost, "resync", deliver)
+
+
+def watcher_of(session: Session, choice: Choice, steps: Steps, interval: float) -> Trapper | Poller:
+    """What drives ``steps`` in the mode that was chosen.  ``interval``: seconds, in poll mode.
+
+    Raises `SymbolsMissing` if the kernel lacks a function that has to be trapped.
+    """
+    if choice.source is None:
+        return Poller(session, steps, interval)
+    return Trapper(session, steps, choice.source, session.request(choice.source))
 
 
 def _snapshot(steps: Steps, cost: Cost, trigger: str, deliver: Deliver) -> None:

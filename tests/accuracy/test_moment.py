@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from live.core.events import ProcessStart
-from live.linux.points import WAITS
+from live.linux.machines import MACHINES
 from live.watch.monitor import Monitor
 from live.watch.session import Session
 from live.watch.stepper import Stepper
@@ -36,10 +36,10 @@ def test_the_guest_stands_before_the_first_system_call():
             if process.comm not in PROGRAMS or not looking.is_set():
                 return
             # Memory as it is now, the event not believed.
-            now = session.processes.describe(session.kernel.read_task(process.task))
-            before = session.kernel.counters()
+            now = session.os.processes.describe(session.os.kernel.read_task(process.task))
+            before = session.os.kernel.counters()
             time.sleep(HOLD_S)
-            assert session.kernel.counters() == before, "the only vCPU is held"
+            assert session.os.kernel.counters() == before, "the only vCPU is held"
             held.append((process.pid, now.comm, now.args, now.exe))
 
         looking, ready = threading.Event(), threading.Event()
@@ -99,12 +99,12 @@ def number(call):
 def test_behind_a_fence_the_guest_makes_no_system_call_but_to_wait_for_a_child():
     seen = []
     with trappable(GuestSpec()) as guest, Session(str(guest.monitor)) as session:
-        stepper = Stepper(session.kernel, session.processes)
+        stepper = Stepper(session.os)
         source = session.choose("plugin").source
         looking, done = threading.Event(), threading.Event()
 
         def describe(task):
-            return session.processes.describe(session.kernel.read_task(task))
+            return session.os.processes.describe(session.os.kernel.read_task(task))
 
         def watch():
             while not done.is_set():
@@ -149,7 +149,7 @@ def test_behind_a_fence_the_guest_makes_no_system_call_but_to_wait_for_a_child()
             for at in (created, execs)
         )
         assert since_exec[0][1] > HOLD_S * 0.9e9
-        assert next(ns for call, ns in since_fork if call not in WAITS) > HOLD_S * 0.9e9
+        assert next(ns for call, ns in since_fork if call not in MACHINES["x86_64"].waits) > HOLD_S * 0.9e9
         # The parent, which goes on first, is in its wait4 while the start of its child is read.
-        assert since_fork[0][0] in WAITS
+        assert since_fork[0][0] in MACHINES["x86_64"].waits
         assert since_fork[0][1] < HOLD_S * 0.9e9

@@ -11,8 +11,8 @@ plain      no plugin
 silent     a plugin that asks for nothing
 empty      a plugin that asks to be told of each translated block, and does nothing then
 pse        ours, that nobody has read yet: it has asked for nothing
-read       ours, after `pse watch` has come and gone: nothing is trapped, but QEMU serves plugins with what it
-           makes from then on, which is all of what is timed here
+read       ours, after `pse watch` has come and gone: nothing is trapped, but all of QEMU's code was made
+           while it served plugins
 
 Printed are ratios to plain, of wall time: the median of the rounds, each by the fastest quarter of its runs,
 with the 95 % confidence interval of that median.  Each round has another guest, with another KASLR.

@@ -76,7 +76,7 @@ def measure(guest: Guest, mode: str, commands: Sequence[list[str]], *, fences: b
     found = Measured()
     _hurry()
     with Session(str(guest.monitor)) as session:
-        stepper = Stepper(session.kernel, session.processes)
+        stepper = Stepper(session.os)
         source = session.choose(mode).source
         assert source is not None
         try:

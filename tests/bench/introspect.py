@@ -61,7 +61,7 @@ def main() -> None:
     """Boot, measure, print."""
     with Guest(GuestSpec()) as guest, tempfile.TemporaryDirectory() as directory:
         with Session(str(guest.monitor)) as session:
-            kernel = session.kernel
+            kernel = session.os.kernel
             missing = TASKS - len(kernel.snapshot(0, "").tasks)
             guest.run("".join("sleep 600 & " for _ in range(missing)) + ":")
             time.sleep(1)
@@ -74,13 +74,13 @@ def main() -> None:
 
             rows = [
                 ("did anything change? (counters)", median_us(kernel.counters, 3000), "-"),
-                ("task list, 12 fields, first look", median_us(anew), "PANDA osi in C 248; drgn 13 000"),
-                ("task list, 12 fields, next look", median_us(lambda: kernel.snapshot(0, "")), "the same"),
-                ("one process, every field", median_us(lambda: session.processes.describe(init)), "-"),
+                ("task list, 12 fields, first snapshot", median_us(anew), "PANDA osi in C 248; drgn 13 000"),
+                ("task list, 12 fields, next snapshot", median_us(lambda: kernel.snapshot(0, "")), "the same"),
+                ("one process, every field", median_us(lambda: session.os.processes.describe(init)), "-"),
             ]
-            stepper = Stepper(kernel, session.processes)
+            stepper = Stepper(session.os)
             stepper.snapshot(0, "attach")
-            rows.append(("a look and its difference", median_us(lambda: stepper.snapshot(0, "timer")), "-"))
+            rows.append(("a snapshot and its difference", median_us(lambda: stepper.snapshot(0, "timer")), "-"))
             count = len(look.tasks)
         guest.stop()
         dump = guest.dump_elf(Path(directory) / "guest.elf")

@@ -13,9 +13,8 @@ round by the fastest quarter of the runs on either side: neighbours only ever ma
 --noise compares plain QEMU with plain QEMU.  On a machine with neighbours, twenty pairs a round take out
 most of what it shows, and two hardly any.
 Every workload has run --warm times in both before anybody attaches, as one attaches to a guest that has been
-running: what code QEMU has by then stays.  What it makes anew while the guest is watched, or was, is slower:
-`plugin anew` is the price where that is all of it.  Then the next runs take longer, less and less; so a
-command has run --warm times once more before it is timed.
+running.  The first reader of the plugin has QEMU make all code anew, and the next runs take longer for that,
+less and less; so a command has run --warm times once more before it is timed.
 The modes `poll`, `plugin` and `gdbstub` are `pse watch --json`, with every process event on; the others are
 what else the trap sources offer, with a reader that looks at guest memory for 100 us at each held trap.
 
@@ -42,11 +41,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from live.arch.x86_64 import X86_64
 from live.core.memory import GuestVirtual
-from live.core.traps import Action, TrapRequest
-from live.hypervisors.qemu import attach
-from live.hypervisors.qemu.offers import choose
+from live.core.traps import Action, CodeHit, TrapRequest
+from live.hypervisors import registry
 from live.hypervisors.qemu.plugin import build
+from live.watch.modes import choose
 from tests.guest.command import run_command
 from tests.guest.guest import Guest
 from tests.guest.spec import GuestSpec
@@ -77,7 +77,6 @@ MODES = {
     "plugin idle": "plugin loaded, nobody has read",
     "plugin": "pse watch --mode plugin",
     "plugin held": "pse watch --mode plugin, with a callback: no fences, every trap held",
-    "plugin anew": "pse watch --mode plugin, behind a reader for whom all code was made anew",
     "plugin calls": "process system calls by number, held",
     "plugin asid": "every asid change recorded",
     "gdbstub": "pse watch --mode gdbstub",
@@ -99,20 +98,21 @@ def held(pid: str) -> None:
     """What `pse watch --json` does, but with a callback, for which every vCPU stands."""
     import select
 
-    from live.cli.main import _hurry
-    from live.output.render import JsonRenderer
+    from live.cli.watch import hurry
+    from live.output.contract import Context
+    from live.output.ecs import EcsLines
     from live.watch.monitor import Monitor
     from live.watch.session import Session
 
     with Session(pid) as session, open(os.devnull, "w") as nowhere:
         monitor = Monitor(session, mode="plugin")
         monitor.on_process_start(lambda process: None)
-        _hurry()
-        renderer = JsonRenderer(nowhere, session.system, host=session.name, mode="plugin")
+        hurry()
+        sink = EcsLines(Context(out=nowhere, system=session.system, host=session.name, mode="plugin"))
         batches = monitor.batches()
         for number, batch in enumerate(batches):
             for event in batch:
-                renderer.show(event)
+                sink.show(event)
             if not number:
                 print("ready", flush=True)
             if select.select([sys.stdin], [], [], 0)[0]:
@@ -128,9 +128,10 @@ def reader(pid: str, mode: str, code: str) -> None:
     if mode == "plugin held":
         held(pid)
         return
-    with attach(pid) as guest:
+    with contextlib.closing(registry.attach(pid)) as guest:
         flat = guest.memory.flat
-        source = choose(guest, "plugin" if mode.startswith("plugin") else "gdbstub").source
+        wanted = "plugin" if mode.startswith("plugin") else "gdbstub"
+        source = choose(guest, X86_64, wanted, frozenset({CodeHit})).source
         assert source is not None
         source.arm(
             {
@@ -165,25 +166,12 @@ def watching(guest: Guest, mode: str, addresses: dict[str, int]) -> Iterator[Wat
     watch = Watch()
     if mode in UNWATCHED:
         yield watch
-    elif mode == "plugin anew":
-        _make_anew(guest)
-        with _pse_watch(guest, "plugin", watch):
-            yield watch
     elif mode in WATCHES:
         with _pse_watch(guest, mode, watch):
             yield watch
     else:
         with _reader(guest, mode, addresses, watch):
             yield watch
-
-
-def _make_anew(guest: Guest) -> None:
-    """Watch for what may be anywhere in the guest's code, for a moment."""
-    with attach(str(guest.pid)) as attached:
-        source = choose(attached, "plugin").source
-        assert source is not None
-        source.arm(TrapRequest(asid_changes=Action.RECORD))
-        source.close()
 
 
 @contextlib.contextmanager

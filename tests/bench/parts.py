@@ -2,8 +2,8 @@
 
     python -m tests.bench.parts [--guests N] [--runs N] [--company N] [--cpu MODEL]
 
-Two QEMUs never generate quite the same code, and it is not the same after an attach; so what is compared here
-never detaches.  It only changes what is armed, and what it does at a trap:
+Two QEMUs never generate quite the same code; so what is compared here is one guest, whose reader never
+detaches.  It only changes what is armed, and what it does at a trap:
 
 busy      nothing armed, but a process that has nothing to do with us computes meanwhile
 traps     every trap resumed as soon as it is seen, nothing read
@@ -70,18 +70,19 @@ def reader(target: str) -> None:
 
     And with how long it took at most from a trap until we were done with it.
     """
-    from live.cli.main import _hurry
-    from live.output.render import JsonRenderer
+    from live.cli.watch import hurry
+    from live.output.contract import Context
+    from live.output.ecs import EcsLines
 
     with Session(target) as session, open(os.devnull, "w") as nowhere:
-        stepper = Stepper(session.kernel, session.processes)
+        stepper = Stepper(session.os)
         source = session.choose("plugin").source
         assert isinstance(source, PluginSource)
         request = session.request(source)
-        armed = replace(request, fences=stepper.points.fences)
-        renderer = JsonRenderer(nowhere, session.system, host=session.name, mode="plugin")
+        armed = replace(request, fences=session.os.points().fences)
+        sink = EcsLines(Context(out=nowhere, system=session.system, host=session.name, mode="plugin"))
         source.arm(armed)  # now, so that no part has to have code generated anew
-        _hurry()
+        hurry()
         stepper.snapshot(0, "attach")
         part, before, longest = "off", 0, 0
         while True:
@@ -91,7 +92,7 @@ def reader(target: str) -> None:
                 source.resume(trap)
                 longest = max(longest, time.monotonic_ns() - trap.time_ns)
                 for event in events:
-                    renderer.show(event)
+                    sink.show(event)
             elif select.select([sys.stdin], [], [], 0)[0]:
                 part = sys.stdin.readline().strip()
                 if not part:

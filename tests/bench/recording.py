@@ -9,14 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from live.linux.details import ProcessReader
-from live.linux.kernel import LinuxKernel
-from live.linux.layout import SymbolTable
 from live.recording.opening import open_recording
 from live.recording.replay import Replay
 from live.watch.stepper import Stepper
 from tests.guest.command import run_command
-from tests.recording.build import Lab
+from tests.recording.build import SYSTEM, Lab
 from tests.watch import environment
 
 EVENTS = 1000
@@ -46,8 +43,7 @@ def median(values):
 def work(lab, recorded):
     """``EVENTS`` events, three steps for five; returns ms a step."""
     if not recorded:
-        kernel = LinuxKernel(lab.guest.memory, SymbolTable(lab.guest.isf), lab.header.place)
-        lab.steps = Stepper(kernel, ProcessReader(kernel, 0))
+        lab.steps = Stepper(lab.guest.system(system=SYSTEM))
     lab.steps = timed = Timed(lab.steps)
     lab.guest.task(1, b"init")
     lab.snapshot()

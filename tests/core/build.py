@@ -1,4 +1,4 @@
-"""Short ways to make tasks, looks and a tracker over them."""
+"""Short ways to make tasks, snapshots and a tracker over them."""
 
 from live.core.events import Identity, Occasion, Process, ProcessEnd, ProcessExec
 from live.core.snapshot import Counters, Snapshot, Task
@@ -39,7 +39,7 @@ def snapshot(*tasks, forks=0, threads=None, torn=False, time_ns=0, tids=None):
     )
 
 
-def describe(t):
+def describe(t, *, standing=False):
     return Process(
         identity=t.identity,
         generation=t.generation,

@@ -71,7 +71,10 @@ class Guest:
         try:
             self._channel.open()
             qemus.close()
-            self._monitor = Monitor(ours)
+            if self.spec.monitor:
+                self._monitor = Monitor(ours)
+            else:
+                ours.close()
         except (OSError, GuestError) as error:
             said = self._diagnose("QEMU did not start")
             self.close()
@@ -148,8 +151,9 @@ class Guest:
             "chardev:console",
         ]
         arguments += ["-chardev", f"socket,id=agent,fd={agent}", "-serial", "chardev:agent"]
-        arguments += ["-chardev", f"socket,id=lab,fd={monitor}", "-mon", "chardev=lab,mode=control"]
-        arguments += ["-qmp", f"unix:{self.monitor},server=on,wait=off"]
+        if spec.monitor:
+            arguments += ["-chardev", f"socket,id=lab,fd={monitor}", "-mon", "chardev=lab,mode=control"]
+            arguments += ["-qmp", f"unix:{self.monitor},server=on,wait=off"]
         for plugin in spec.plugins:
             arguments += ["-plugin", plugin]
         if not spec.reboot:

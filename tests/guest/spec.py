@@ -37,6 +37,8 @@ class GuestSpec:
     """Do not boot, but go on from what Guest.save() wrote of a guest with the same spec."""
     plugins: tuple[str, ...] = ()
     """Arguments of ``-plugin``: path of the shared object, then its options, separated by commas."""
+    monitor: bool = True
+    """Whether QEMU has a monitor: the lab's own, and one for whoever is being tested."""
     extra: tuple[str, ...] = ()
     """More arguments for QEMU, at the end."""
 

@@ -1,4 +1,8 @@
-"""A `TrapSource` in memory: traps are scripted, calls are logged, faults are injected."""
+"""Fakes in this process.
+
+`FakeSource` is a `TrapSource` whose traps are scripted; calls are logged, faults are injected.  A whole
+machine with a guest that has every capability is in `tests.contract.fake`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,6 @@ from live.core.traps import (
     TrapCounters,
     TrapRequest,
     VcpuIndex,
-    asid_of,
 )
 
 
@@ -26,7 +29,7 @@ def common(
     sequence: int = 1,
     *,
     vcpu: int = 0,
-    cr3: int = 0x1000_0000,
+    asid: int = 0x1000_0000,
     pc: int = 0,
     held: bool = True,
     **registers: int,
@@ -34,8 +37,7 @@ def common(
     """The fields that all traps have."""
     return {
         "vcpu": VcpuIndex(vcpu),
-        "asid": asid_of(cr3),
-        "cr3": cr3,
+        "asid": Asid(asid),
         "pc": GuestVirtual(pc),
         "sequence": sequence,
         "time_ns": sequence * 1000,
@@ -79,6 +81,7 @@ class FakeSource:
     guarantee = "Every scripted trap that was asked for is delivered, in order."
     supports: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit, Access})
     prefers: type = CodeHit
+    holds_all = False
 
     def __init__(self, script: Iterable[Trap] = (), on_wait: Callable[[], None] | None = None) -> None:
         self.script: deque[Trap] = deque(script)
@@ -127,7 +130,7 @@ class FakeSource:
         if isinstance(trap, Access):
             return any(trap.address == one.word and trap.pc in one.behind for one in request.accesses)
         if isinstance(trap, Syscall):
-            numbers = request.syscalls32 if trap.entry else request.syscalls
+            numbers = request.compat_syscalls if trap.abi else request.syscalls
             return bool(request.every_syscall) or trap.number in numbers or trap.asid in request.pending
         return bool(request.asid_changes) or (trap.moved and bool(request.words))
 

@@ -53,13 +53,14 @@ class Stub:
         self._thread.start()
 
     def guest(self) -> SimpleNamespace:
-        """What `GdbSource` wants to know of the guest."""
+        """What `GdbSource` needs of the guest (gdbstub/needs.py)."""
         listed = f"gdb: filename=disconnected:unix:{self.path},server=on\n"
         return SimpleNamespace(
-            info=SimpleNamespace(name="vm", uid=-1, accel="tcg"),
+            name="vm",
+            uid=-1,
+            accelerator="tcg",
             monitor=SimpleNamespace(hmp=lambda line: listed if line == "info chardev" else ""),
             vcpus=tuple(range(self.vcpus)),
-            paused=lambda: False,
             status=lambda: "running",
         )
 

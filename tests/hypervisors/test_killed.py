@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from live.arch.x86_64 import X86_64
 from live.core.errors import TargetError
-from live.core.traps import TrapRequest
-from live.hypervisors.qemu import attach
-from live.hypervisors.qemu.offers import choose
+from live.core.hypervisor import Guest as Attached
+from live.core.traps import CodeHit, TrapRequest
+from live.hypervisors.qemu.guest import attach
+from live.watch import modes
 from tests.guest.fixtures import Boot
 from tests.guest.guest import Guest
 from tests.hypervisors import sockets
@@ -25,17 +27,23 @@ from tests.watch import PSE, Watch, environment, pse
 
 WATCHER = """
 import sys, time
-from live.hypervisors.qemu import attach
-from live.hypervisors.qemu.offers import choose
-from live.core.traps import TrapRequest
+from live.arch.x86_64 import X86_64
+from live.core.traps import CodeHit, TrapRequest
+from live.hypervisors.qemu.guest import attach
+from live.watch.modes import choose
 guest = attach(sys.argv[1])
-source = choose(guest, sys.argv[2], hold=60).source
+source = choose(guest, X86_64, sys.argv[2], frozenset({CodeHit}), hold=60).source
 source.arm(TrapRequest(code=frozenset({int(sys.argv[3])})))
 print("armed", flush=True)
 assert source.wait(None).held
 print("held", flush=True)
 time.sleep(600)
 """
+
+
+def choose(guest: Attached, mode: str = modes.AUTO) -> modes.Choice:
+    """Where breakpoints are wanted."""
+    return modes.choose(guest, X86_64, mode, frozenset({CodeHit}))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -54,10 +62,11 @@ def test_killed_in_a_hold(mode: str, how: signal.Signals, boot: Boot) -> None:
         watcher.wait()
         job.wait(30)  # half of what it was held for
     deadline = time.monotonic() + 30
-    while True:  # the guardian of gdbstub mode may still be on its way out
+    while True:  # the watchdog of gdbstub mode may still be on its way out
         try:
             with attach(str(guest.pid)) as attached:
-                assert not attached.paused()
+                assert attached.pauses is not None
+                assert not attached.pauses.paused()
                 source = choose(attached, mode).source
                 assert source is not None
                 source.arm(TrapRequest(code=frozenset({address})))
@@ -151,7 +160,7 @@ def test_modes(boot: Boot) -> None:
         poll = choose(attached, "poll")
         assert (poll.mode, poll.source) == ("poll", None)
         with pytest.raises(
-            TargetError, match="There is no mode 'magic'; use one of plugin, gdbstub, poll, or auto"
+            TargetError, match=r"cannot be watched in magic mode; it can in: plugin, gdbstub, poll\."
         ):
             choose(attached, "magic")
 

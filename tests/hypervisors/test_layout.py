@@ -5,11 +5,9 @@ from __future__ import annotations
 from live.hypervisors.qemu.memory.layout import (
     RamRange,
     main_memory,
-    mapping_at,
     parse_backends,
     parse_flat_view,
     parse_hva,
-    parse_maps,
 )
 
 # QEMU 10.0.2, -M q35 -m 4G with two NUMA nodes of memory-backend-memfd, -vga std; shortened.
@@ -85,25 +83,3 @@ def test_backends_with_object_paths() -> None:
 def test_host_addresses() -> None:
     assert parse_hva("Host virtual address for 0x100000 (n0) is 0x7f0012345678\n") == 0x7F0012345678
     assert parse_hva("Memory at address 0xa0000 is not RAM\n") is None
-
-
-def test_maps() -> None:
-    text = (
-        "7f0000000000-7f0040000000 rw-s 00001000 00:01 2057 /memfd:memory-backend-memfd (deleted)\n"
-        "7f0050000000-7f0050001000 rw-p 00000000 00:00 0 \n"
-    )
-    shared, private = parse_maps(text)
-    assert (shared.start, shared.end, shared.shared, shared.offset) == (
-        0x7F0000000000,
-        0x7F0040000000,
-        True,
-        0x1000,
-    )
-    assert (shared.device, shared.inode, shared.path) == (
-        "00:01",
-        2057,
-        "/memfd:memory-backend-memfd (deleted)",
-    )
-    assert (private.shared, private.path) == (False, "")
-    assert mapping_at([shared, private], 0x7F003FFFFFFF) is shared
-    assert mapping_at([shared, private], 0x7F0040000000) is None

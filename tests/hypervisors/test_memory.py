@@ -1,4 +1,4 @@
-"""Reading guest RAM: this process plays QEMU."""
+"""Reading guest RAM in a process of this host: this one plays QEMU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from live.core.errors import GuestGone, MemoryFault, TargetError
-from live.core.memory import Segment
-from live.hypervisors.qemu.memory import host as memory
-from live.hypervisors.qemu.memory.host import MappedMemory, ProcessMemory, open_memory
+from live.core.memory import MemoryReader, Segment
+from live.hypervisors.host.maps import mapping_at, parse_maps, shared_file_at
+from live.hypervisors.host.memory import MappedMemory, ProcessMemory
+from live.hypervisors.host.space import address_of
+from live.hypervisors.qemu.memory.host import open_memory
+from live.testing import MemoryContract
 
 LOW, HIGH = 0x200000, 0x100000
 HIGH_AT = 0x1_0000_0000
@@ -54,10 +57,18 @@ def ram(request: pytest.FixtureRequest) -> Iterator[mmap.mmap]:
 
 
 def attach(ram: mmap.mmap, **options: bool) -> MappedMemory | ProcessMemory:
-    return open_memory(FakeMonitor(memory._address_of(memoryview(ram))), os.getpid(), **options)
+    return open_memory(FakeMonitor(address_of(memoryview(ram))), os.getpid(), **options)
 
 
-def test_contract(ram: mmap.mmap) -> None:
+class TestContract(MemoryContract):
+    @pytest.fixture
+    def memory(self, ram: mmap.mmap) -> Iterator[MemoryReader]:
+        reader = attach(ram)
+        yield reader
+        reader.close()
+
+
+def test_both_readers_give_what_ram_holds(ram: mmap.mmap) -> None:
     reader = attach(ram)
     assert reader.segments == (Segment(start=0, length=LOW), Segment(start=HIGH_AT, length=HIGH))
     assert bytes(reader.read(0x1000, 4)) == b"low!"
@@ -118,7 +129,7 @@ def test_no_descriptor_is_left() -> None:
 
 def test_ram_in_pieces_is_refused() -> None:
     with mmap.mmap(-1, LOW + HIGH, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as ram:
-        monitor = FakeMonitor(memory._address_of(memoryview(ram)))
+        monitor = FakeMonitor(address_of(memoryview(ram)))
         monitor.broken = True
         with pytest.raises(TargetError, match="in one piece; report it"):
             open_memory(monitor, os.getpid())
@@ -127,3 +138,42 @@ def test_ram_in_pieces_is_refused() -> None:
 def test_a_process_that_is_gone() -> None:
     with pytest.raises(GuestGone, match="has ended; start the guest again"):
         open_memory(FakeMonitor(0x10000), 0x3FFFFF)
+
+
+def test_maps() -> None:
+    text = (
+        "7f0000000000-7f0040000000 rw-s 00001000 00:01 2057 /memfd:memory-backend-memfd (deleted)\n"
+        "7f0050000000-7f0050001000 rw-p 00000000 00:00 0 \n"
+    )
+    shared, private = parse_maps(text)
+    assert (shared.start, shared.end, shared.shared, shared.offset) == (
+        0x7F0000000000,
+        0x7F0040000000,
+        True,
+        0x1000,
+    )
+    assert (shared.device, shared.inode, shared.path) == (
+        "00:01",
+        2057,
+        "/memfd:memory-backend-memfd (deleted)",
+    )
+    assert (private.shared, private.path) == (False, "")
+    assert mapping_at([shared, private], 0x7F003FFFFFFF) is shared
+    assert mapping_at([shared, private], 0x7F0040000000) is None
+
+
+def test_a_shared_file_in_several_mappings() -> None:
+    text = (
+        "7f0000000000-7f0000100000 rw-s 00000000 00:01 2057 /memfd:ram (deleted)\n"
+        "7f0000100000-7f0000200000 rw-s 00100000 00:01 2057 /memfd:ram (deleted)\n"
+        "7f0000200000-7f0000300000 rw-s 00900000 00:01 2057 /memfd:ram (deleted)\n"
+        "7f0000300000-7f0000400000 rw-p 00000000 00:00 0 \n"
+        "no line\n"
+    )
+    mappings = parse_maps(text)
+    base = 0x7F0000000000
+    assert shared_file_at(mappings, base, 0x100000) == mappings[0]
+    assert shared_file_at(mappings, base + 0x1000, 0x1FF000) == mappings[0]
+    assert shared_file_at(mappings, base + 0x1000, 0x200000) is None, "the file does not go on there"
+    assert shared_file_at(mappings, base + 0x300000, 0x1000) is None, "private"
+    assert shared_file_at(mappings, base - 1, 1) is None, "not mapped"

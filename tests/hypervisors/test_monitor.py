@@ -163,9 +163,10 @@ def test_registers_of_info_registers() -> None:
         "GDT=     fffffe0000001000 0000007f\nIDT=     fffffe0000000000 00000fff\n"
         "CR0=80050033 CR2=ffff8ca3dd001000 CR3=000000001c210000 CR4=000006b0\nEFER=0000000000000d01\n"
     )
-    assert parse_registers(text) == {
+    wanted = {
         "rax": 0x1AD40, "rbx": 0, "r8": 0x22E80, "r9": 7, "rip": 0xFFFFFFFF9A817A0B,
         "gs_base": 0xFFFF8CA3DDC00000, "tr_base": 0xFFFFFE0000003000,
         "gdt_base": 0xFFFFFE0000001000, "idt_base": 0xFFFFFE0000000000,
         "cr0": 0x80050033, "cr2": 0xFFFF8CA3DD001000, "cr3": 0x1C210000, "cr4": 0x6B0, "efer": 0xD01,
     }  # fmt: skip
+    assert wanted.items() <= parse_registers(text).items()

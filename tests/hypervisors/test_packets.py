@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.arch.nops import nop_length
+from live.arch.x86_64 import X86_64
 from live.hypervisors.qemu.gdbstub.packets import (
     MAX_PACKET,
     Corrupt,
@@ -113,4 +113,4 @@ def test_registers_skip_what_the_description_has_in_comments() -> None:
     ],
 )
 def test_no_ops(code: str, length: int) -> None:
-    assert nop_length(bytes.fromhex(code)) == length
+    assert X86_64.no_op_length(bytes.fromhex(code)) == length

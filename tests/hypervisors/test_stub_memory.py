@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from live.core.errors import MemoryFault, NotPermitted, TargetError
-from live.hypervisors.qemu import attach, guest
+from live.hypervisors.qemu import guest
+from live.hypervisors.qemu.guest import attach
 from live.hypervisors.qemu.memory.stub import StubMemory
 from live.recording.opening import open_recording
 from live.watch.session import Session
@@ -42,6 +43,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> None:
         raise NotPermitted(REFUSED)
 
     monkeypatch.setattr(guest, "open_memory", refuse)
+    monkeypatch.setattr(guest.by_process, "attach", refuse)
 
 
 @pytest.fixture
@@ -85,14 +87,14 @@ def test_task_list_and_bytes_are_the_guests(boot: Boot, qemu: str) -> None:
         assert memory.description.startswith("read through QEMU's gdb stub (the memory of process ")
         seen, listed = settled(lab, lambda: ours(session))
         assert seen == rows(listed)
-        with pytest.raises(TargetError, match=r"^plugin mode cannot be had: guest memory is read through"):
+        with pytest.raises(TargetError, match=r"^guest memory is read through the gdb stub"):
             session.choose("plugin")
         choice = session.choose("auto")
         assert (choice.mode, choice.source) == ("poll", None)
-        assert choice.skipped[0].startswith("trapped: guest memory is read through the gdb stub")
+        assert choice.skipped[0].startswith("plugin, gdbstub: guest memory is read through the gdb stub")
         for _ in range(3):
             before = memory.stops
-            session.kernel.snapshot(0, "")
+            session.os.kernel.snapshot(0, "")
         assert memory.stops - before <= 4, "what was read last time is read at once"
         assert running(lab)
     assert leftovers(lab) == []
@@ -134,7 +136,7 @@ def test_bytes_are_those_of_the_mapped_reader(boot: Boot, monkeypatch: pytest.Mo
 def test_what_was_read_is_kept_until_a_refresh(boot: Boot) -> None:
     lab = boot()
     with Session(str(lab.monitor)) as session:
-        kernel, memory = session.kernel, session.guest.memory
+        kernel, memory = session.os.kernel, session.guest.memory
         assert isinstance(memory, StubMemory)
         memory.refresh()
         before, stops = kernel.counters(), memory.stops
@@ -158,7 +160,7 @@ def test_a_stub_that_is_in_use_is_left_alone(boot: Boot) -> None:
     lab.hmp(f"gdbserver unix:{address},server=on,wait=off")
     try:
         with Session(str(lab.monitor)) as session:  # an idle one is used, and stays
-            assert session.kernel.counters().forks > 0
+            assert session.os.kernel.counters().forks > 0
         assert "disconnected" in leftovers(lab)[0]
         with socket.socket(socket.AF_UNIX) as debugger:
             debugger.connect(address)
@@ -217,7 +219,8 @@ def test_an_unprivileged_user_sees_the_same(boot: Boot, public: Path, protocol: 
 def test_killed_or_hanging_in_a_stop(boot: Boot, how: signal.Signals) -> None:
     lab = boot()
     script = (
-        "import sys; from live.hypervisors.qemu import attach, guest\n"
+        "import sys; from live.hypervisors.qemu import guest\n"
+        "from live.hypervisors.qemu.guest import attach\n"
         "from live.core.errors import NotPermitted\n"
         "def refuse(*_, **__): raise NotPermitted('no.')\n"
         "guest.open_memory = refuse\n"
@@ -251,9 +254,9 @@ def test_killed_or_hanging_in_a_stop(boot: Boot, how: signal.Signals) -> None:
         try:
             with Session(str(lab.monitor)) as session:
                 assert isinstance(session.guest.memory, StubMemory)
-                assert session.kernel.snapshot(0, "").tasks
+                assert session.os.kernel.snapshot(0, "").tasks
             break
-        except TargetError:  # the guardian may still be on its way out
+        except TargetError:  # the watchdog may still be on its way out
             if time.monotonic() > deadline:
                 raise
     assert leftovers(lab) == []

@@ -15,9 +15,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from live.core.traps import Action, AsidChange, Entry, Syscall, Trap, TrapRequest, asid_of
-from live.hypervisors.qemu import attach
-from live.hypervisors.qemu.plugin.source import PluginSource
+from live.arch.x86_64 import X86_64
+from live.core.traps import Abi, Action, AsidChange, Syscall, Trap, TrapRequest
+from live.hypervisors import registry
 from tests.guest.fixtures import Boot
 from tests.guest.guest import Guest
 from tests.guest.truth import Truth, TruthOther
@@ -44,9 +44,9 @@ class Collector:
     """Takes every trap in a thread, until it is told to stop."""
 
     def __init__(self, guest: Guest, request: TrapRequest) -> None:
-        self._attached = attach(str(guest.pid))
-        assert self._attached.info.plugin_socket is not None
-        self._source = PluginSource(self._attached.info.plugin_socket, self._attached.memory)
+        self._attached = registry.attach(str(guest.pid))
+        (plugin,) = (offer for offer in self._attached.offers if offer.mode == "plugin")
+        self._source = plugin.open(X86_64, frozenset(), hold=1.0)
         self._request = request
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -111,9 +111,9 @@ def test_system_calls(boot: Boot, cpus: int, model: str) -> None:
             guest.run(["/programs/sysenter", "3"])
     assert collector.counters.dropped == 0
     seen = [trap for trap in collector.traps if isinstance(trap, Syscall)]
-    compat = Counter((trap.entry, trap.number) for trap in seen if trap.entry is not Entry.SYSCALL)
-    by_int80 = {(Entry.INT80, number): 5 for number in (FORK32, EXECVE32, VFORK32, EXIT32)}
-    assert compat == by_int80 | ({(Entry.SYSENTER, GETPID32): 3} if model == INTEL else {})
+    compat = Counter(trap.number for trap in seen if trap.abi is Abi.COMPAT)
+    by_int80 = dict.fromkeys((FORK32, EXECVE32, VFORK32, EXIT32), 5)
+    assert compat == by_int80 | ({GETPID32: 3} if model == INTEL else {})
     total: Counter[int] = Counter()
     for cpu in range(cpus):
         calls = [
@@ -158,11 +158,7 @@ def test_asid_changes(boot: Boot, cpus: int, model: str) -> None:
             kills[pid] += 1
             assert owner.setdefault(trap.asid, pid) == pid
     assert sorted(kills.values()) == [200] * shells
-    assert all(
-        asid_of(trap.cr3) == trap.asid != trap.new_asid
-        for trap in collector.traps
-        if isinstance(trap, AsidChange)
-    )
+    assert all(trap.asid != trap.new_asid for trap in collector.traps if isinstance(trap, AsidChange))
     switches = 0
     for cpu in range(cpus):
         changes = [trap for trap in collector.traps if isinstance(trap, AsidChange) and trap.vcpu == cpu]

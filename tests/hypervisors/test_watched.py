@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from live.arch.x86_64 import X86_64
 from live.core.events import Event, ProcessEnd, ProcessExec, ProcessStart, StartReason
 from live.core.traps import Access, CodeHit, TrapRequest
 from live.hypervisors.qemu.gdbstub.source import GdbSource
@@ -68,8 +69,8 @@ def test_breakpoints_give_the_same_events(boot: Boot) -> None:
     guest = boot(cpus=2)
     events: list[Event] = []
     with Session(str(guest.monitor)) as session:
-        source = GdbSource(session.guest, watch=False)
-        stepper = Stepper(session.kernel, session.processes)
+        source = GdbSource(session.guest, X86_64, watch=False)
+        stepper = Stepper(session.os)
         watcher = Trapper(session, stepper, source, session.request(source))
         steps = watcher.run(time.monotonic() + 30, events.append)
         next(steps)
@@ -98,7 +99,7 @@ def test_a_guest_that_stands_again_before_it_is_ours_is_no_stub_that_hangs(
     """
     guest = boot(qemu=qemu)
     with Session(str(guest.monitor)) as session:
-        source = GdbSource(session.guest, watch=watch)
+        source = GdbSource(session.guest, X86_64, watch=watch)
         source.arm(session.request(source))
         ask, jobs = session.guest.status, []
 
@@ -142,7 +143,7 @@ def test_a_guest_that_somebody_else_has_paused_stays_paused_when_we_leave(
     """It is theirs to end; and then nothing of ours is left."""
     guest = boot(qemu=qemu)
     with Session(str(guest.monitor)) as session:
-        source = GdbSource(session.guest, watch=watch)
+        source = GdbSource(session.guest, X86_64, watch=watch)
         request = session.request(source)
         source.arm(request)
         guest.stop()
@@ -159,7 +160,7 @@ def test_a_guest_that_somebody_else_has_paused_stays_paused_when_we_leave(
     assert guest.run(["/programs/fork-exec", "3"]).status == 0
     assert guest.qmp("query-status")["status"] == "running"
     with Session(str(guest.monitor)) as session:
-        source = GdbSource(session.guest, watch=watch)
+        source = GdbSource(session.guest, X86_64, watch=watch)
         source.arm(session.request(source))
         job = guest.start(["true"])
         traps = 0

@@ -6,11 +6,14 @@ import time
 
 import pytest
 
+from live.arch.x86_64 import X86_64
+from live.core.errors import TargetError
 from live.core.memory import GuestVirtual
 from live.core.traps import Access, TrapRequest, Watchpoint
 from live.hypervisors.qemu.gdbstub.client import GdbClient
 from live.hypervisors.qemu.gdbstub.source import GdbSource
-from tests.hypervisors.stub import COMPOSED, CORE, REGISTERS, Run, Stub
+from live.hypervisors.qemu.gdbstub.wire import dial
+from tests.hypervisors.stub import COMPOSED, CORE, Run, Stub
 
 FORKS, EXECS = 0xFFFF_FFFF_8200_0010, 0xFFFF_FFFF_8300_0020
 FORK, EXEC, UNMEANT, ELSEWHERE = 0x4010, 0x5010, 0x6010, 0x7000
@@ -37,7 +40,7 @@ def opened(tmp_path):
 
     def start(script, vcpus=2, hold=5.0):
         stub = Stub(tmp_path / "stub", vcpus, [IDLE, *script])
-        source = GdbSource(stub.guest(), hold, watch=True)
+        source = GdbSource(stub.guest(), X86_64, hold, watch=True)
         made.append((stub, source))
         source.arm(REQUEST)
         return stub, source
@@ -205,11 +208,26 @@ def test_closing_leaves_no_mark_and_no_watchpoint(opened):
     assert since_armed(stub) == ["c", "vCont;s:2", "D"]
 
 
-@pytest.mark.parametrize("features", [CORE, COMPOSED, {}], ids=["core", "composed", "none"])
+@pytest.mark.parametrize("features", [CORE, COMPOSED], ids=["core", "composed"])
 def test_registers_are_found_where_the_stub_has_no_core_file_too(tmp_path, features):
     stub = Stub(tmp_path / "stub", 1, features=features)
-    client = GdbClient(str(stub.path))
-    assert set(client.registers) == (set(REGISTERS) if features else set())
+    client = GdbClient(dial(str(stub.path)), X86_64)
+    assert client.registers.decode(client.requests(b"Hg1", b"g")[1]) == {
+        "rdi": 1,
+        "rip": 0x100,
+        "cr3": 0x1000,
+    }
     client.detach()
+    stub.join()
+    assert stub.log == ["D"]
+
+
+@pytest.mark.parametrize("features", [{}, {"target.xml": '<target><reg name="pc" bitsize="64"/></target>'}])
+def test_a_stub_that_describes_no_program_counter_is_refused_and_its_guest_runs(tmp_path, features):
+    stub = Stub(tmp_path / "stub", 1, features=features)
+    with pytest.raises(
+        TargetError, match=r"describes no program counter of a vCPU of x86_64; use --mode poll"
+    ):
+        GdbSource(stub.guest(), X86_64, watch=True)
     stub.join()
     assert stub.log == ["D"]

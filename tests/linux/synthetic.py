@@ -6,13 +6,17 @@ For unit tests only: the proof is a real kernel.  The layout is deliberately non
 import json
 import struct
 
+from live.arch.x86_64 import X86_64
 from live.core.errors import MemoryFault
-from live.core.memory import Segment
+from live.core.memory import InPlace, Segment
 from live.linux.kernel import PF_EXITING, PF_FORKNOEXEC, PF_KTHREAD, KernelPlace, LinuxKernel
-from live.linux.kernel_memory import START_KERNEL_MAP
 from live.linux.layout import SymbolTable
+from live.linux.machines import MACHINES
+from live.linux.record import KernelRecord
+from live.linux.system import LinuxSystem
 
 RAM = 1 << 21
+START_KERNEL_MAP = MACHINES[X86_64.name].image
 DIRECT = 0xFFFF888000000000
 IMAGE_GPA = 0x10000
 SHIFT = 0x3000000
@@ -146,7 +150,7 @@ def write_isf(path, drop=()):
     return path
 
 
-class Memory:
+class Memory(InPlace):
     """A MemoryReader over one bytearray; ``mapped`` False hides the flat view."""
 
     def __init__(self, ram, mapped=True):
@@ -278,6 +282,14 @@ class SyntheticGuest:
             at = self.gpa(page)
             self.ram[at : at + len(chunk)] = chunk
 
-    def kernel(self):
-        place = KernelPlace(kaslr_shift=SHIFT, phys_base=IMAGE_GPA - SHIFT, dtb=self.dtb, la57=False)
-        return LinuxKernel(self.memory, SymbolTable(self.isf), place)
+    def record(self):
+        place = KernelPlace(kaslr_shift=SHIFT, phys_base=IMAGE_GPA - SHIFT, root=self.dtb, levels=4)
+        return KernelRecord(
+            banner="Linux version 9.9 (test)\n", build_id=None, release="9.9", text=IMAGE_GPA, place=place
+        )
+
+    def kernel(self, memory=None):
+        return LinuxKernel(memory or self.memory, SymbolTable(self.isf), self.record().place, X86_64)
+
+    def system(self, memory=None, *, system=None):
+        return LinuxSystem(self.kernel(memory), self.record(), system=system)

@@ -5,11 +5,10 @@ import struct
 
 import pytest
 
-from live.arch.operands import behind_accesses
+from live.arch.x86_64 import X86_64
 from live.core.snapshot import Moment
 from live.core.traps import Access, CodeHit, TrapRequest
-from live.linux.kernel import PF_EXITING, SIGNAL_GROUP_EXIT, KernelPlace, LinuxKernel
-from live.linux.layout import SymbolTable
+from live.linux.kernel import PF_EXITING, SIGNAL_GROUP_EXIT
 from live.linux.points import LifecyclePoints
 from tests.hypervisors.fake import access, code_hit
 from tests.linux import synthetic
@@ -62,13 +61,7 @@ class Guest(synthetic.SyntheticGuest):
         self.percpu = next(iter(symbols.values()), 0)
 
     def points(self):
-        place = KernelPlace(
-            kaslr_shift=synthetic.SHIFT,
-            phys_base=synthetic.IMAGE_GPA - synthetic.SHIFT,
-            dtb=self.dtb,
-            la57=False,
-        )
-        return LifecyclePoints(LinuxKernel(self.memory, SymbolTable(self.isf), place))
+        return LifecyclePoints(self.kernel())
 
     def hit(self, function, current=0, **registers):
         if current:
@@ -266,13 +259,13 @@ def test_an_operand_is_found_wherever_it_points(code, behind, word):
     address, before = 0xFFFF_FFFF_8100_0000, b"\x53\x48\x83\xec\x48"
     end = address + len(before) + len(code) + 4 + len(behind)
     whole = before + code + struct.pack("<i", word - end) + behind + b"\x85\xc0"
-    assert behind_accesses(whole, address, word) == {end}
-    assert behind_accesses(whole, address, word + 4) == set()
-    assert behind_accesses(whole[: len(before) + len(code) + 3], address, word) == set()
+    assert X86_64.behind_accesses(whole, address, word) == {end}
+    assert X86_64.behind_accesses(whole, address, word + 4) == set()
+    assert X86_64.behind_accesses(whole[: len(before) + len(code) + 3], address, word) == set()
 
 
 def test_the_same_bytes_that_are_no_operand_are_none():
     address, word = 0x1000, 0x2000
     code = b"\xb8" + struct.pack("<i", word - address - 5)  # mov $imm32, %eax
-    assert behind_accesses(code, address, word) == set()
-    assert behind_accesses(b"", address, word) == set()
+    assert X86_64.behind_accesses(code, address, word) == set()
+    assert X86_64.behind_accesses(b"", address, word) == set()

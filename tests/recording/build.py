@@ -2,11 +2,8 @@
 
 import json
 
+from live.core.system import System
 from live.core.traps import CodeHit
-from live.linux.boot import System
-from live.linux.details import ProcessReader
-from live.linux.kernel import KernelPlace, LinuxKernel
-from live.linux.layout import SymbolTable
 from live.linux.points import POINTS
 from live.recording.header import Header
 from live.recording.hold import no_hold
@@ -32,34 +29,26 @@ class Lab:
             document["symbols"][name] = {"address": synthetic.START_KERNEL_MAP + at}
         self.guest.isf.write_text(json.dumps(document))
         self.memory = RecordingMemory(self.guest.memory)
-        place = KernelPlace(
-            kaslr_shift=synthetic.SHIFT,
-            phys_base=synthetic.IMAGE_GPA - synthetic.SHIFT,
-            dtb=self.guest.dtb,
-            la57=False,
-        )
         self.header = Header(
             writer="test",
             created_ns=NOW,
             target="vm",
             mode="plugin",
             guarantee="all",
-            banner="Linux version 9.9 (test)\n",
-            build_id=None,
-            release="9.9",
-            text=synthetic.IMAGE_GPA,
-            place=place,
+            title="Linux 9.9",
+            os="linux",
+            machine="x86_64",
+            kernel=self.guest.record().encode(),
             system=SYSTEM,
             segments=self.guest.memory.segments,
         )
         self.path = path or tmp_path / "run.pse"
         self.writer = Writer(self.path, self.header, self.guest.isf.read_bytes(), level=level, force=force)
         self.memory.begin()
-        kernel = LinuxKernel(self.memory, SymbolTable(self.guest.isf), place)
+        system = self.guest.system(self.memory, system=SYSTEM)
         self.writer.step("setup", NOW, self.memory.end())
-        self.kernel = kernel
-        stepper = Stepper(kernel, ProcessReader(kernel, SYSTEM.boot_ns))
-        self.steps = RecordingStepper(stepper, self.memory, self.writer, frames or Frames(), hold)
+        self.kernel = system.kernel
+        self.steps = RecordingStepper(Stepper(system), self.memory, self.writer, frames or Frames(), hold)
         self.live = []
         self.time = NOW
         self.forks = 0
@@ -77,7 +66,6 @@ class Lab:
         trap = CodeHit(
             vcpu=0,
             asid=0,
-            cr3=0,
             pc=synthetic.START_KERNEL_MAP + FUNCTIONS[function] + synthetic.SHIFT,
             sequence=self.sequence,
             time_ns=self.sequence * 1000,

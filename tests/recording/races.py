@@ -23,13 +23,12 @@ import live.watch.stepper
 from live.core.errors import TargetError
 from live.core.events import ProcessEnd, ProcessExec, ProcessStart, StartReason
 from live.core.tracker import Tracker
-from live.linux.details import ProcessReader
 from live.linux.points import LifecyclePoints
 from live.recording.live_memory import RecordingMemory
 from live.recording.opening import open_recording
 from live.recording.past_memory import ReplayMemory
 from live.recording.record import Recorder
-from live.recording.replay import Replay, kernel_of
+from live.recording.replay import Replay, system_of
 from live.recording.stepper import RecordingStepper
 from live.recording.writer import Writer
 from live.watch.session import Session
@@ -173,7 +172,7 @@ def record(guest, race, path):
         if race.mode == "plugin":
             # `pse record` holds every vCPU at every trap; `pse watch` lets them run on to a fence.
             watcher = recorder._watcher
-            watcher.request = replace(watcher.request, fences=LifecyclePoints(session.kernel).fences)
+            watcher.request = replace(watcher.request, fences=LifecyclePoints(session.os.kernel).fences)
         job, running, seen, naps = None, set(), 0, race.naps
         for event in recorder.events(duration=race.lasts):
             job = job or guest.start(race.work)
@@ -237,10 +236,9 @@ def write_part(path, kept, target):
             setup = next(steps)
             source.enter(setup)
             memory.begin()
-            kernel = kernel_of(recording, memory)
+            system = system_of(recording, memory)
             writer.step("setup", setup.time_ns, memory.end())
-            processes = ProcessReader(kernel, recording.header.system.boot_ns)
-            again = RecordingStepper(Stepper(kernel, processes), memory, writer)
+            again = RecordingStepper(Stepper(system), memory, writer)
             for step in steps:
                 source.enter(step)
                 if step.id not in kept:

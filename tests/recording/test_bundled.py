@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from live.linux.record import KernelRecord
 from live.output import ecs
 from live.recording.codec import decode_event
 from live.recording.opening import open_recording
@@ -20,7 +21,7 @@ def test_a_replay_gives_the_golden_events(kernel):
     wanted = [json.loads(line) for line in (DATA / f"linux-{kernel}.jsonl").read_text().splitlines()]
     assert golden(path).splitlines() == (DATA / f"linux-{kernel}.jsonl").read_text().splitlines()
     with open_recording(path) as recording:
-        assert recording.header.release.startswith(kernel)
+        assert recording.header.title.startswith(f"Linux {kernel}")
         assert recording.end()["reason"] == "KeyboardInterrupt"
         replay = Replay(recording)
         events = [event for _, event in replay.events()]
@@ -38,8 +39,8 @@ def test_the_bundled_kernels_differ_in_what_matters():
     places = {}
     for kernel in SPECS:
         with open_recording(DATA / f"linux-{kernel}.pse") as recording:
-            places[kernel] = recording.header.place
-    assert [place.la57 for place in places.values()] == [False, False, True, False]
+            places[kernel] = KernelRecord.decode(recording.header.kernel).place
+    assert [place.levels for place in places.values()] == [4, 4, 5, 4]
     assert all(place.kaslr_shift for place in places.values())
 
 

@@ -37,6 +37,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_after_sigkill_everything_up_to_the_last_commit_replays(tmp_path):
     counts, journals = [], 0
     for attempt in range(12):

@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+from types import SimpleNamespace
 
 import pytest
 
@@ -214,12 +215,13 @@ def test_a_failed_export_leaves_nothing(tmp_path):
 
 class FakeGuest:
     def __init__(self, vcpus=1):
-        self.vcpus = range(vcpus)
+        self.registers = SimpleNamespace(vcpus=range(vcpus))
+        self.pauses = self
         self.said = []
         self.state = "running"
 
     @contextlib.contextmanager
-    def pause(self):
+    def standing(self):
         running = self.state == "running"
         self.said += ["stop"] * running
         yield running
@@ -227,7 +229,7 @@ class FakeGuest:
 
 
 class FakeSource:
-    mode = "plugin"
+    holds_all = False
 
     def __init__(self):
         self.hold_timeouts = 0

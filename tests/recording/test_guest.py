@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from live.core.events import ProcessEnd, ProcessExec
-from live.hypervisors.qemu.offers import choose
 from live.recording.filters import EventFilter, find_event
 from live.recording.opening import open_recording
 from live.recording.record import Recorder
@@ -132,7 +131,8 @@ def test_at_an_event_is_as_a_dump_of_that_moment(tmp_path, monkeypatch):
     path, dump = tmp_path / "run.pse", tmp_path / "then.raw"
     with trappable(GuestSpec()) as guest, Session(str(guest.monitor)) as session:
         # Longer than a user would have it held: there are two copies to be made, and the machine may be busy.
-        monkeypatch.setattr(session, "choose", lambda mode: choose(session.guest, mode, hold=30))
+        patient = session.choose
+        monkeypatch.setattr(session, "choose", lambda mode: patient(mode, hold=30))
         frames = Frames(on=(EventFilter("exec:*/segv"),))
         with Recorder(session, path, mode="plugin", frames=frames) as recorder:
             step = recorder.steps.trap

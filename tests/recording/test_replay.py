@@ -1,7 +1,7 @@
 import pytest
 
 from live.core.errors import MemoryFault, TargetError
-from live.core.traps import AsidChange, Entry, Syscall
+from live.core.traps import Abi, AsidChange, Syscall
 from live.output import ecs
 from live.recording.codec import decode_event, decode_trap, dumps, encode_event, encode_trap, loads
 from live.recording.opening import open_recording
@@ -172,10 +172,10 @@ def test_outside_of_a_step_reads_are_live_and_leave_no_trace(tmp_path):
 
 
 def test_traps_and_events_survive_the_codec():
-    common = {"vcpu": 1, "asid": 8192, "cr3": 8193, "pc": 1 << 63, "sequence": 4, "time_ns": 5, "held": False}
+    common = {"vcpu": 1, "asid": 8192, "pc": 1 << 63, "sequence": 4, "time_ns": 5, "held": False}
     for trap in (
         AsidChange(**common, registers={"rax": 2**64 - 1}, new_asid=0, moved=True),
-        Syscall(**common, registers={}, number=59, entry=Entry.INT80),
+        Syscall(**common, registers={}, number=59, abi=Abi.COMPAT),
     ):
         assert decode_trap(loads(dumps(encode_trap(trap)))) == trap
 

@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass, field
 
 from live.core.errors import MemoryFault
-from live.core.memory import Segment
+from live.core.memory import InPlace, Segment
 
 START_KERNEL_MAP = 0xFFFFFFFF80000000
 LINK_TEXT = 0xFFFFFFFF81000000
@@ -17,12 +17,13 @@ BANNER = "Linux version 6.1.0-test (builder@host) (gcc 12) #1 SMP Test 6.1.1 (20
 BUILD_ID = bytes(range(20))
 
 
-class Ram:
+class Ram(InPlace):
     """A MemoryReader over bytes; ``flat=False`` makes copies, as a reader over a socket would."""
 
     def __init__(self, size: int, start: int = 0, *, flat: bool = True) -> None:
         self.data = bytearray(size)
         self.start = start
+        self.description = "bytes of a test"
         self.segments = [Segment(start=start, length=size)]
         self.reads = 0
         self._flat = flat

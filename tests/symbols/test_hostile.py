@@ -61,18 +61,21 @@ def mutated(data, changes):
     return bytes(out)
 
 
+@pytest.mark.slow
 @FEW
 @given(mutations)
 def test_btf_with_changed_bytes(changes):
     survives(everything_of, mutated(BTF, changes))
 
 
+@pytest.mark.slow
 @FEW
 @given(st.integers(0, len(BTF)))
 def test_btf_cut_short(length):
     assert survives(everything_of, BTF[:length]) is (length == len(BTF))
 
 
+@pytest.mark.slow
 @FEW
 @given(
     st.lists(st.tuples(st.integers(0, 31), st.integers(0, 40), st.integers(0, 12)), max_size=40), st.data()
@@ -93,18 +96,21 @@ def test_btf_of_nonsense_types(records, data):
     survives(everything_of, b.blob())
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=60)
 @given(mutations)
 def test_kallsyms_with_changed_bytes(changes):
     survives(kallsyms.decode, bytes(4096) + mutated(KALLSYMS, changes), SMALL.va + 0x1FF000, None)
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=60)
 @given(st.integers(0, len(KALLSYMS) - 1))
 def test_kallsyms_cut_short(length):
     survives(kallsyms.decode, bytes(4096) + KALLSYMS[:length], SMALL.va + 0x1FF000, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout(), Layout(new_order=True, encoding="place", align=4)])
 def test_kernels_with_flipped_bits(layout):
     chance = random.Random(1)
@@ -139,6 +145,7 @@ def containers():
         yield name, bzimage(packer(vmlinux))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "content"), list(containers()), ids=[name for name, _ in containers()])
 def test_thousands_of_damaged_containers(name, content):
     chance = random.Random(name)

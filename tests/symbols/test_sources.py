@@ -10,10 +10,12 @@ import pytest
 import zstandard
 
 from live.core.errors import MemoryFault, NoKernelFound, NotPermitted, TargetError
+from live.core.memory import Run
+from live.testing import MemoryContract
 from symbols import sources
 from symbols.cache import Cache
 from symbols.images import Image
-from symbols.ram_file import FOUR_GIB, Run
+from symbols.ram_file import FOUR_GIB
 from symbols.sources import build, decode_source, open_source
 
 from .build import LINK_TEXT, MIB, Plan, Ram, elf, image_of, install
@@ -160,6 +162,15 @@ def test_raw_file_of_a_split_machine(low, what, tmp_path):
     source = open_source(path)
     assert what in source.kind
     assert decode_source(source).running.text == plan.text
+
+
+class TestImage(MemoryContract):
+    @pytest.fixture(params=["in one", "in pieces"])
+    def memory(self, request):
+        view = memoryview(bytes(range(256)) * 512)
+        whole = [Run(0, 0, 0x20000)]
+        pieces = [Run(0x1000, 0, 0x8000), Run(0x9000, 0x10000, 0x8000), Run(1 << 32, 0x18000, 0x10000)]
+        return Image(view, whole if request.param == "in one" else pieces, "test")
 
 
 def test_views_are_not_copied_and_pieces_are_joined():

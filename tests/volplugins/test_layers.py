@@ -118,7 +118,7 @@ def test_the_ram_file_layer_puts_the_hole_back(tmp_path, monkeypatch):
     [
         (b"KDUMP   \x06\0\0\0", "kdump-compressed"),
         (b"makedumpfile\0\0\0\0", "flattened"),
-        (b"LibvirtQemudSave", "libvirt save file"),
+        (b"LibvirtQemudSave", "domain save file"),
         (b"\x1f\x8b\x08\0", "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
     ],

@@ -1,4 +1,4 @@
-"""``linux.pse``: process events, or what runs, of an image, a series of images, a recording or a guest."""
+"""``linux.pse``: process events from an image, a series of images, a recording or a running guest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from volatility3.framework import exceptions, interfaces, renderers
 from volatility3.framework.configuration import requirements
 from volatility3.plugins import timeliner
 
-# From a bare checkout `live` is not installed, and Volatility would only say that the plugin does not exist.
+# In a bare checkout `live` is not installed. Without it Volatility would say only that no such plugin exists.
 if importlib.util.find_spec("live") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
@@ -34,11 +34,12 @@ _KINDS = {
 
 
 class Pse(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface):  # type: ignore[misc]
-    """Lists processes as they start, execute and end: in images, a recording, or a running guest.
+    """Lists process start, exec and end events from images, a recording or a running guest.
 
-    -f IMAGE shows what is running and the dead that are still visible; --next IMAGE ... adds what changed
-    from each image to the next of the same boot; -f RECORDING (made with pse record) shows its events;
-    -f qemu:///PATH, with the path of a QEMU monitor socket, watches that guest.
+    -f IMAGE shows the running processes and ended ones that are still visible; --next IMAGE ... adds the
+    changes from each image to the next of the same boot; -f RECORDING (made with pse record) shows its
+    events; -f qemu:///PATH, the path of a QEMU monitor socket, or -f process:///PID, the pid of any VMM,
+    watches that guest.
     """
 
     _required_framework_version = (2, 0, 0)
@@ -46,7 +47,7 @@ class Pse(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface):  # 
 
     @classmethod
     def get_requirements(cls) -> list[Any]:
-        """Options only: what to look at is named by -f, and needs no layer, for a live guest has none."""
+        """Options only: the input is named by ``-f`` and needs no layer, because a running guest has none."""
         return [
             requirements.VersionRequirement(
                 name="timeliner", component=timeliner.TimeLinerInterface, version=(1, 0, 0)
@@ -101,17 +102,17 @@ class Pse(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface):  # 
                 else:
                     yield item
         except KeyboardInterrupt:
-            return  # the end of a live run, as good as any
+            return  # the user ends a live run
         except (PseError, ValueError) as error:
             raise exceptions.LayerException(location or "none", printable(str(error))) from error
 
     def generate_timeline(self) -> Iterator[tuple[str, timeliner.TimeLinerType, Any]]:
-        """See the host's Timeliner; of a live guest, what is running now."""
+        """See `timeliner.TimeLinerInterface`; of a running guest, its processes at this time."""
         for text, kind, time in grid.timeline(self._events(self.config.get("duration", None) or 0.0)):
             yield text, _KINDS[kind], time
 
     def run(self) -> renderers.TreeGrid:
-        """One row an event, as it becomes known."""
+        """One row per event, as it becomes known."""
         events = self._events(self.config.get("duration", None))
         shape = grid.tree if self.config.get("tree", False) else grid.flat
         output = self._dump if self.config.get("dump", False) else grid.no_output

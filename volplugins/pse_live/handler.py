@@ -1,6 +1,6 @@
-"""Lets ``-f qemu:///PATH`` name the memory of a running guest: see `live.volatility.input.handler`.
+"""Lets ``-f SCHEME:///TARGET`` name a running guest: see `live.volatility.input.handler`.
 
-Volatility finds URL handlers among the subclasses of its interfaces; importing them is all it takes.
+Volatility finds URL handlers among the subclasses of its interfaces, so importing them is enough.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-# From a bare checkout `live` is not installed, and Volatility would only say that nothing of that name
-# exists.
+# In a bare checkout `live` is not installed. Without it Volatility would say only that no such name exists.
 if importlib.util.find_spec("live") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 

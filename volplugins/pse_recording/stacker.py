@@ -1,6 +1,6 @@
-"""Lets every Linux plugin look at a recording, at any event: see `live.volatility.input.recording`.
+"""Lets every Linux plugin read a recording, at any event: see `live.volatility.input.recording`.
 
-Volatility finds what is here among the subclasses of its interfaces; importing it is all it takes.
+Volatility finds these classes among the subclasses of its interfaces, so importing them is enough.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-# From a bare checkout `live` is not installed, and Volatility would only say that nothing of that name
-# exists.
+# In a bare checkout `live` is not installed. Without it Volatility would say only that no such name exists.
 if importlib.util.find_spec("live") is None:
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 

@@ -8,22 +8,25 @@ monitor socket that was handed over as a file descriptor, as libvirt does: that 
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from live.core.errors import NoTarget, NotPermitted
+from live.core.hypervisor import GuestInfo
 
 PROC = Path("/proc")
 
 _BINARY = re.compile(r"(qemu-system-[\w.-]+|qemu-kvm|kvm|qemu)(\s*\(deleted\))?")
+_SYSTEM = re.compile(r"qemu-system-([a-z0-9_]+)")
 _UNITS = {"": 1 << 20, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DEFAULT_MEMORY = 128 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuestInfo:
+class QemuProcess:
     """One running QEMU process, as its command line describes it."""
 
     pid: int
@@ -44,6 +47,26 @@ class GuestInfo:
     """``-smp`` at start."""
     plugin_socket: str | None = None
     """Where our TCG plugin listens, if the guest was started with it."""
+
+    @property
+    def info(self) -> GuestInfo:
+        """As the contract has it."""
+        return GuestInfo(
+            name=self.name,
+            pid=self.pid,
+            machine=machine_of(self.binary),
+            memory=self.memory,
+            vcpus=self.vcpus,
+            accelerator=self.accel,
+            control=self.monitors[0] if self.monitors else "",
+        )
+
+
+def machine_of(binary: str) -> str:
+    """The architecture that an emulator emulates, by the name of its executable (``qemu-system-ARCH``)."""
+    found = _SYSTEM.fullmatch(binary)
+    # Without a name of its own (qemu-kvm, kvm) it is the host's, as is one that cannot be seen.
+    return found[1] if found else platform.machine()
 
 
 def parse_options(text: str) -> dict[str, str]:
@@ -129,7 +152,7 @@ def _accelerator(machine: dict[str, str], accels: list[str], kvm: bool) -> str:
 
 def parse_command_line(  # noqa: PLR0912 - one arm per option, nothing else
     words: Sequence[str], pid: int, uid: int, proc: Path
-) -> GuestInfo:
+) -> QemuProcess:
     """What the command line of a QEMU process says.  ``proc`` is its directory in /proc."""
     try:
         cwd = Path(os.readlink(proc / "cwd"))
@@ -181,7 +204,7 @@ def parse_command_line(  # noqa: PLR0912 - one arm per option, nothing else
         address = chardevs.get(chardev)
         if address:
             by_mode.setdefault(mode, []).append(address)
-    return GuestInfo(
+    return QemuProcess(
         pid=pid,
         uid=uid,
         name=name or f"qemu-{pid}",
@@ -194,7 +217,7 @@ def parse_command_line(  # noqa: PLR0912 - one arm per option, nothing else
     )
 
 
-def read_guest(pid: int, proc: Path = PROC) -> GuestInfo | None:
+def read_guest(pid: int, proc: Path = PROC) -> QemuProcess | None:
     """The QEMU process ``pid``, or None if it is none, or gone, or already dead."""
     directory = proc / str(pid)
     try:
@@ -207,18 +230,18 @@ def read_guest(pid: int, proc: Path = PROC) -> GuestInfo | None:
     return parse_command_line(words, pid, uid, directory)
 
 
-def list_guests(proc: Path = PROC) -> list[GuestInfo]:
+def list_guests(proc: Path = PROC) -> list[QemuProcess]:
     """Every running QEMU system emulator that this process can see, by pid."""
     pids = sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdigit())
     guests = (read_guest(pid, proc) for pid in pids)
     return [guest for guest in guests if guest is not None]
 
 
-def _listing(guests: Sequence[GuestInfo]) -> str:
+def _listing(guests: Sequence[QemuProcess]) -> str:
     return ", ".join(f"{guest.name} (pid {guest.pid})" for guest in guests)
 
 
-def resolve(target: str | None, proc: Path = PROC) -> GuestInfo:
+def resolve(target: str | None, proc: Path = PROC) -> QemuProcess:
     """The guest that ``target`` names: a monitor socket, a pid, a VM name; None for the only one there is.
 
     Raises `NoTarget` (none, several, or no such) and `NotPermitted` (a socket in a directory that we may
@@ -242,7 +265,7 @@ def resolve(target: str | None, proc: Path = PROC) -> GuestInfo:
     raise NoTarget(f"No guest is called {target!r}{others}; give a name, a pid or a monitor socket.")
 
 
-def _resolve_socket(target: str, guests: Sequence[GuestInfo]) -> GuestInfo:
+def _resolve_socket(target: str, guests: Sequence[QemuProcess]) -> QemuProcess:
     path = target.removeprefix("unix:")
     is_file = "/" in path or ":" not in path
     absolute = os.path.abspath(path) if is_file else path
@@ -269,7 +292,7 @@ def _resolve_socket(target: str, guests: Sequence[GuestInfo]) -> GuestInfo:
         if guest.pid == owner:
             return _with_monitors(guest, (absolute, *guest.monitors))
     if owner is not None:  # whether that is QEMU, its monitor tells
-        return GuestInfo(
+        return QemuProcess(
             pid=0,
             uid=-1,
             name=os.path.basename(absolute),
@@ -282,9 +305,8 @@ def _resolve_socket(target: str, guests: Sequence[GuestInfo]) -> GuestInfo:
     raise NoTarget(f"No running QEMU guest has {path} as its monitor; `pse vms` lists the running guests.")
 
 
-def _with_monitors(guest: GuestInfo, monitors: tuple[str, ...]) -> GuestInfo:
-    fields = {name: getattr(guest, name) for name in guest.__slots__}
-    return GuestInfo(**{**fields, "monitors": monitors})
+def _with_monitors(guest: QemuProcess, monitors: tuple[str, ...]) -> QemuProcess:
+    return replace(guest, monitors=monitors)
 
 
 def _same_file(one: str, other: str) -> bool:

@@ -1,1 +1,1 @@
-"""What goes into Volatility: layers, stackers, symbol tables."""
+"""Inputs that the pack adds to Volatility: layers, stackers, URL handlers, symbol tables."""

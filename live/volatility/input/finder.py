@@ -1,7 +1,7 @@
-"""From a Volatility layer to the living kernel in it and to its symbol table.
+"""Finds the running kernel in memory, and its symbol table.
 
-What is silent in the host is said here: input that is no memory, RAM files with a hole, symbol tables of the
-user that nearly fit.
+It also reports what Volatility does not: input that is no memory image, RAM files with a PCI hole, and the
+user's symbol tables for another build of the same release.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any, TypeGuard
 from volatility3.framework.automagic import symbol_cache
 
 from live.core.errors import NoKernelFound
-from live.core.memory import MemoryReader
+from live.core.memory import MemoryReader, Run
 from live.core.text import printable
 from live.volatility.input.memory import FileMemory
 from symbols import ram_file
 from symbols.cache import Cache
 from symbols.guest import Kernel, find_kernel, symbol_table
-from symbols.ram_file import Run
 
 vollog = logging.getLogger(__name__)
 
@@ -29,8 +28,8 @@ Progress = Callable[[float, str], None]
 _UNREADABLE = (
     (
         b"KDUMP   ",
-        "a kdump-compressed dump, which Volatility cannot read; take it again as ELF (QEMU: "
-        "dump-guest-memory without -z, -l, -s; virsh dump --memory-only without --format), or convert it "
+        "a kdump-compressed dump, which Volatility cannot read; take it again as ELF "
+        "(dump-guest-memory without -z, -l, -s; virsh dump --memory-only without --format), or convert it "
         "(makedumpfile -E)",
     ),
     (
@@ -41,7 +40,8 @@ _UNREADABLE = (
     (b"DISKDUMP", "a diskdump, which Volatility cannot read; take the memory again as ELF or raw"),
     (
         b"LibvirtQemudSave",
-        "a libvirt save file; take the memory with virsh dump --memory-only instead, which writes ELF",
+        "a domain save file (virsh save); take the memory with virsh dump --memory-only instead, which "
+        "writes ELF",
     ),
     (b"\x1f\x8b\x08", "compressed with gzip; decompress it, or give its name the ending .gz"),
     (b"\xfd7zXZ\0", "compressed with xz; decompress it, or give its name the ending .xz"),
@@ -52,15 +52,15 @@ HEADER = max(len(magic) for magic, _ in _UNREADABLE)
 
 
 def unreadable(header: bytes) -> str | None:
-    """What a file that begins with ``header`` is, if it is no memory image; None if it may be one."""
+    """The kind of a file that begins with ``header``, if it is no memory image; None if it may be one."""
     return next((text for magic, text in _UNREADABLE if header.startswith(magic)), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A living kernel, and the memory in which its addresses hold.
+    """A running kernel, and the memory in which its gpas are valid.
 
-    ``low_end``: bytes of RAM below the PCI hole if the file had to be laid out anew, else None.
+    ``low_end``: bytes of RAM below the PCI hole if the file lacks the hole, else None.
     """
 
     kernel: Kernel
@@ -76,7 +76,7 @@ class Found:
 
 
 def find(memory: MemoryReader, *, cache: Cache | None = None, progress: Progress | None = None) -> Found:
-    """The living kernel in ``memory``, which may be a RAM file with a hole.
+    """The running kernel in ``memory``, which may be a raw RAM file without its PCI hole.
 
     Raises `NoKernelFound` or `SymbolsMissing`.
     """
@@ -86,8 +86,7 @@ def find(memory: MemoryReader, *, cache: Cache | None = None, progress: Progress
     runs = ram_file.best(len(view), lambda runs: FileMemory(view, runs))
     if runs is not None:
         return _with_layout(view, runs, cache, progress)
-    # No trampoline in any layout (a crash kernel's, or overwritten): the kernel is searched for in all of
-    # RAM.
+    # No trampoline in any layout (a crash kernel, or it was overwritten): search all of RAM.
     failure: NoKernelFound | None = None
     for runs in ram_file.layouts(len(view)):
         try:
@@ -112,9 +111,10 @@ def _with_layout(
 def table_url(
     found: Found, *, cache: Cache | None = None, full: bool = False, progress: Progress | None = None
 ) -> tuple[str, bool]:
-    """(URL of the symbol table of a kernel, whether it is ours).
+    """(URL of a kernel's symbol table, whether it is ours).
 
-    The user's own if one fits exactly, else from our cache or made now.  Raises `SymbolsMissing`.
+    The user's table if its banner is equal, else ours: cached, or newly made.  ``full``: with every type of
+    the kernel.  Raises `SymbolsMissing`.
     """
     own, near = users_table(found.kernel)
     if own is not None:
@@ -134,7 +134,10 @@ def table_url(
 
 
 def users_table(kernel: Kernel) -> tuple[str | None, list[tuple[str, str]]]:
-    """(the table that Volatility knows for the banner, those of the same release with another banner)."""
+    """(URL of the table that Volatility has indexed for the banner, or None; other tables of the release).
+
+    The latter as (URL, banner).
+    """
     try:
         known = symbol_cache.load_cache_manager().get_identifier_dictionary(operating_system="linux")
     except (ValueError, OSError):  # no cache file yet: no tables
@@ -154,5 +157,5 @@ def users_table(kernel: Kernel) -> tuple[str | None, list[tuple[str, str]]]:
 
 
 def _bare(banner: Any) -> bytes:
-    """A banner without what tools append: dwarf2json keeps the newline and the NUL."""
+    """A banner without trailing newline and NUL, which dwarf2json keeps."""
     return bytes(banner).rstrip(b"\0\n ")

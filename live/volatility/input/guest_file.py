@@ -1,9 +1,8 @@
-"""The physical memory of a running guest as a file, so that stock plugins can look at it: ``-f
-qemu:///PATH``.
+"""The physical memory of a running guest as a file object, for stock plugins: ``-f SCHEME:///TARGET``.
 
-Every read goes to the guest as it is at that moment; nothing is cached or copied to disk here (a file object
-with a buffer, as the host opens for files, would go on showing old bytes).  The host's layers keep what they
-have read, so what one plugin prints is a look that took as long as the plugin ran.
+Every read goes to the guest at that time.  Nothing is cached or copied to disk here; a buffered file object,
+as Volatility opens for files, would keep showing old bytes.  Volatility's own layers do cache, so the output
+of a plugin combines reads from the whole time that it ran.
 """
 
 from __future__ import annotations
@@ -13,22 +12,23 @@ import io
 import logging
 import os
 import urllib.parse
-from typing import Any
 
+from live.arch import architecture
 from live.core.memory import MemoryReader
 from live.core.text import printable
-from live.hypervisors.registry import ADAPTERS, adapter
+from live.hypervisors import registry
+from live.watch import systems
 
 vollog = logging.getLogger(__name__)
 
-SCHEMES = tuple(ADAPTERS)
+SCHEMES = registry.schemes()
 
 
 class GuestFile(io.RawIOBase):
-    """Guest RAM, indexed by gpa; holes between its segments read as zeros."""
+    """Guest-physical memory as a read-only file: the offset is the gpa, holes read as zeros."""
 
     def __init__(self, memory: MemoryReader) -> None:
-        """``memory`` is shared with other files of the same guest and stays open when this one is closed."""
+        """``memory`` is shared by all files of one guest, so closing this one does not close it."""
         super().__init__()
         self.memory = memory
         self._size = memory.segments[-1].end if memory.segments else 0
@@ -51,13 +51,13 @@ class GuestFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Choose the gpa of the next read."""
+        """Set the gpa of the next read."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         self._at = max(0, base + offset)
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
-        """At most ``size`` bytes; fewer at the end only.  Raises `GuestGone` when the guest has ended."""
+        """``size`` bytes, fewer only at the end.  Raises `GuestGone` if the guest has ended."""
         wanted = self._size - self._at if size is None or size < 0 else size
         start, end = self._at, min(self._at + wanted, self._size)
         if start >= end:
@@ -72,9 +72,13 @@ class GuestFile(io.RawIOBase):
 
 
 def target_of(url: str) -> str | None:
-    """The guest that a URL names: ``qemu:///PATH`` (which the host turns into ``qemu:/PATH``), ``qemu://NAME``."""
+    """The target in ``SCHEME:///PATH`` (which Volatility turns into ``SCHEME:/PATH``) or ``SCHEME://NAME``.
+
+    The leading slash is dropped if no such file exists: ``process:///4711``.  None: no target is named.
+    """
     parsed = urllib.parse.urlparse(url)
-    return urllib.parse.unquote(parsed.netloc or parsed.path) or None
+    text = urllib.parse.unquote(parsed.netloc or parsed.path)
+    return (text if os.path.exists(text) else text.lstrip("/")) or None
 
 
 def open_url(url: str) -> GuestFile:
@@ -84,14 +88,20 @@ def open_url(url: str) -> GuestFile:
 
 @functools.lru_cache(maxsize=8)
 def _memory(scheme: str, target: str | None) -> MemoryReader:
-    """Attached once a run: the host opens a URL four times, and a monitor serves one client at a time."""
-    guest: Any = adapter(scheme).attach(target)
-    if not guest.paused():
+    """The memory of a guest, attached once per run.
+
+    Volatility opens a URL four times, and a monitor serves one client at a time.
+    """
+    guest = registry.hypervisor(scheme).attach(target)
+    if guest.unplaced is not None:
+        systems.place(guest.unplaced, architecture(guest.info.machine), systems.finders())
+    for note in guest.notes:
+        vollog.warning("%s: %s", printable(guest.info.name), printable(note))
+    if guest.pauses is None or not guest.pauses.paused():
         vollog.warning(
             "the guest %s is running: what is read changes while it is read; stop it (monitor command: stop) "
             "for an exact view",
-            printable(str(guest.info.name)),
+            printable(guest.info.name),
         )
-    guest.leave_monitor()  # others may want to talk to the guest
-    memory: MemoryReader = guest.memory
-    return memory
+    guest.keep_memory_only()  # leave the monitor to other clients
+    return guest.memory

@@ -1,4 +1,4 @@
-"""Opens the URLs of running guests for Volatility."""
+"""The URL handler for running guests."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from live.volatility.input import guest_file
 
 
 class GuestHandler(resources.VolatilityHandler):  # type: ignore[misc]
-    """``qemu:///PATH``, ``qemu://NAME``; found by the host among the subclasses of its handlers."""
+    """Opens ``SCHEME:///TARGET`` and ``SCHEME://NAME``.  Volatility finds it among its subclasses."""
 
     @classmethod
     def non_cached_schemes(cls) -> list[str]:
-        """Ours: the host would copy all of guest RAM to disk first, and show that copy ever after."""
+        """Ours: else Volatility would copy all of guest RAM to its cache and keep using that copy."""
         return list(guest_file.SCHEMES)
 
     @staticmethod
     def default_open(req: urllib.request.Request) -> guest_file.GuestFile | None:
-        """The guest's memory; None for URLs that are not ours.  Raises `URLError` with what is wrong."""
+        """The guest's memory; None for other URLs.  Raises `URLError`."""
         if req.type not in guest_file.SCHEMES:
             return None
         try:

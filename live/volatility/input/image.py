@@ -1,4 +1,4 @@
-"""A memory image as a guest that stands still: any format that Volatility opens, and the kernel in it."""
+"""A memory image, in any format that Volatility opens, and the Linux kernel in it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from volatility3.framework import contexts, exceptions, interfaces
 from volatility3.framework.automagic import stacker
 from volatility3.framework.layers import physical
 
+from live.arch import architecture
 from live.core.errors import MemoryFault, NoKernelFound, TargetError
 from live.core.memory import MemoryReader
 from live.core.snapshot import Snapshot
-from live.linux.boot import System, read_system
-from live.linux.details import ProcessReader
-from live.linux.kernel import KernelPlace, LinuxKernel
-from live.linux.layout import SymbolTable, field
+from live.core.system import System
+from live.linux.boot import now_ns
+from live.linux.kernel import LinuxKernel
+from live.linux.layout import SymbolTable
+from live.linux.record import KernelRecord
+from live.linux.system import LinuxSystem
 from live.volatility.input import finder
 from live.volatility.input.memory import memory_of
 from symbols.guest import symbol_table
 
 _FORMATS = "volatility3.framework.layers."
-_NS = 1_000_000_000
+MACHINE = "x86_64"
 
 
 def open_memory(location: str, progress: finder.Progress | None = None) -> MemoryReader:
-    """The guest-physical memory in the file (or at the URL) ``location``.
+    """The guest-physical memory of the image at the URL ``location``.
 
-    Raises `TargetError` if it cannot be opened, or is certainly no memory image.
+    Raises `TargetError` if it cannot be opened or is certainly no memory image.
     """
     context = contexts.Context()
     path = interfaces.configuration.path_join("pse", "FileLayer")
@@ -46,8 +49,8 @@ def open_memory(location: str, progress: finder.Progress | None = None) -> Memor
     if what is not None:
         raise TargetError(f"{shown(location)} is {what}")
     framework.import_files(sys.modules["volatility3.framework.layers"])
-    # Formats only, which the host keeps apart from operating systems by package; they go by the file's first
-    # bytes.
+    # Stackers of formats only (they go by the file's first bytes), not those of operating systems.
+    # Volatility keeps the former in volatility3.framework.layers.
     formats = sorted(
         (
             one
@@ -63,12 +66,12 @@ def open_memory(location: str, progress: finder.Progress | None = None) -> Memor
 class Image:
     """One memory image with a Linux kernel in it.
 
-    ``kernel`` reads tasks, ``processes`` completes them, ``system`` says which boot this is; ``time_ns`` is
-    UTC ns by the guest's own clock at the moment of the image (0 if its timekeeper was not found).
+    ``kernel`` reads tasks, ``processes`` their details; ``system`` is the boot.  ``time_ns``: UTC ns of the
+    image by the guest's own clock, 0 if unknown.
     """
 
     def __init__(self, location: str, progress: finder.Progress | None = None) -> None:
-        """Open, find the kernel, make or fetch its symbol table.
+        """Open the image, find the kernel, and get its symbol table from the cache or make it.
 
         Raises `TargetError`, `NoKernelFound`, `SymbolsMissing`.
         """
@@ -77,46 +80,32 @@ class Image:
         self.found = finder.find(open_memory(location, progress), progress=progress)
         kernel, memory = self.found.kernel, self.found.memory
         table = SymbolTable(symbol_table(kernel, memory, progress=progress))
-        place = KernelPlace(
-            kaslr_shift=kernel.kaslr_shift, phys_base=kernel.phys_base, dtb=kernel.dtb, la57=kernel.la57
-        )
+        record = KernelRecord.of(kernel)
         try:
-            self.kernel = LinuxKernel(memory, table, place)
-            self.system: System = read_system(self.kernel)
+            # An image does not say its architecture; `finder` finds x86-64 kernels only.
+            self.os = LinuxSystem(
+                LinuxKernel(memory, table, record.place, architecture(MACHINE)), record, notes=kernel.notes
+            )
         except MemoryFault as fault:
             raise NoKernelFound(
                 f"{self.name}: a kernel was found, but its data is not in the image ({fault}); "
                 "take the image again, with all of the guest's RAM"
             ) from fault
-        self.processes = ProcessReader(self.kernel, self.system.boot_ns)
-        self.time_ns = _now(self.kernel)
+        self.kernel, self.processes = self.os.kernel, self.os.processes
+        self.system: System = self.os.system
+        self.time_ns = now_ns(self.kernel)
 
     def snapshot(self, trigger: str = "image") -> Snapshot:
-        """The task list.  Raises `MemoryFault` only if not even its head can be read."""
+        """A snapshot of the task list.  Raises `MemoryFault` if the kernel's counters cannot be read."""
         return self.kernel.snapshot(self.time_ns, trigger)
 
     def boot(self) -> tuple[Any, ...]:
-        """What is the same in every image of one boot and different in another boot's."""
+        """A value that is equal for all images of one boot and differs between boots."""
         place = self.kernel.place
         return (self.found.kernel.banner, place.kaslr_shift, place.phys_base, self.kernel.memory.direct)
 
 
-def _now(kernel: LinuxKernel) -> int:
-    address = kernel.symbol("tk_core", "timekeeper_data")
-    if address is None:
-        return 0
-    inner = kernel.symbols.member("tk_data", "timekeeper")
-    members = (field("xtime_sec"), field("tkr_mono.xtime_nsec"), field("tkr_mono.shift"))
-    try:
-        seconds, fraction, shift = kernel.unpacker("timekeeper", members)(
-            address + (inner.offset if inner else 8)
-        )
-    except MemoryFault:
-        return 0
-    return int(seconds) * _NS + (int(fraction) >> min(int(shift), 63)) % _NS
-
-
 def shown(location: str) -> str:
-    """A location as the user wrote it: a file's path, or the URL."""
+    """A location as a user writes it: the path of a file URL, else the URL."""
     parsed = urllib.parse.urlparse(location)
     return urllib.parse.unquote(parsed.path) if parsed.scheme == "file" else location

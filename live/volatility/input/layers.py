@@ -1,4 +1,4 @@
-"""Layers that Volatility lacks: 5-level paging, RAM files with a hole, and input that cannot be read."""
+"""Layers that Volatility lacks: 5-level paging, RAM files with a PCI hole, and unreadable input."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CLASS_KEY = "isf_class"
 
 
 class LinuxIntel48(intel.LinuxIntel32e):  # type: ignore[misc]
-    """Four-level paging, and which symbol table belongs to the kernel in it."""
+    """4-level paging; its configuration also holds the symbol table of the kernel in it."""
 
     @classmethod
     def get_requirements(cls) -> list[Any]:
-        """Those of the stock layer, and the URL of the symbol table."""
+        """Those of the stock layer, and URL and class of the symbol table."""
         return [
             *super().get_requirements(),
             requirements.StringRequirement(
@@ -34,14 +34,18 @@ class LinuxIntel48(intel.LinuxIntel32e):  # type: ignore[misc]
 
 
 class LinuxIntel57(LinuxIntel48):
-    """Five-level paging (CR4.LA57): one table more above, 57 bits of address (Intel SDM vol. 3A, 4.5)."""
+    """5-level paging (LA57): one more table on top, 57-bit addresses (Intel SDM vol. 3A, 4.5)."""
 
     _maxvirtaddr = 57
-    _structure = [("page map layer 5", 9, False), *intel.Intel32e._structure]  # noqa: RUF012 -- the host's
+    _structure = [("page map layer 5", 9, False), *intel.Intel32e._structure]  # noqa: RUF012 -- Volatility's
+
+
+KERNELS = {4: LinuxIntel48, 5: LinuxIntel57}
+"""Levels of page tables -> layer class of a kernel's address space."""
 
 
 class RamFileLayer(segmented.SegmentedLayer):  # type: ignore[misc]
-    """A raw RAM file as the guest's physical address space, its PCI hole put back (see `ram_file`)."""
+    """A raw RAM file that lacks the PCI hole, as guest-physical memory (see `symbols.ram_file`)."""
 
     def _load_segments(self) -> None:
         size = self.context.layers[self._base_layer].maximum_address + 1
@@ -52,7 +56,7 @@ class RamFileLayer(segmented.SegmentedLayer):  # type: ignore[misc]
 
     @classmethod
     def get_requirements(cls) -> list[Any]:
-        """Those of a segmented layer, and where low RAM ends."""
+        """Those of a segmented layer, and the end of low RAM."""
         return [
             *super().get_requirements(),
             requirements.IntRequirement(name="low_end", description="Bytes of RAM below the PCI hole"),
@@ -60,10 +64,10 @@ class RamFileLayer(segmented.SegmentedLayer):  # type: ignore[misc]
 
 
 class UnreadableLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc]
-    """Stands for input that must not be searched as if it were memory.
+    """An empty layer for input that must not be searched like memory.
 
-    Without it the stock stackers would look for a kernel in compressed pages, find its banner, and print a
-    list with no rows as if that were the truth.
+    Without it the stock stackers would find a kernel's banner in compressed pages, and plugins would print
+    an empty list without any error.
     """
 
     @property

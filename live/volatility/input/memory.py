@@ -2,13 +2,15 @@
 
 Theory of operation
 -------------------
-Volatility stacks formats (ELF core, LiME, AVML, VMware, QEMU suspend, ...) on a `FileLayer`; every such layer
-is indexed by gpa.  Where the stack is a local, uncompressed file and runs of it (raw, ELF, LiME), the file is
-mapped and runs become slices of the mapping: no copy, and none of the layers' caches.  Anything else is read
-through the layer, a copy for each read.
+Volatility stacks formats (ELF core, LiME, AVML, VMware, QEMU suspend, ...) on a `FileLayer`; such a layer is
+indexed by gpa.  If the stack is a local, uncompressed file and runs of it (raw, ELF, LiME), the file is
+mapped and the runs are slices of the mapping, which needs no copies and none of the layers' caches.
+Everything else is read through the layer, with a copy for each read.
 
-Warts: ``flat`` is there only if all of RAM is one run from gpa 0, because a hole must read as zeros.  The
-mapping is owned by the views of it and goes with the last of them.
+Known warts
+-----------
+* ``flat`` exists only if all of RAM is one run from gpa 0, because holes must read as zeros.
+* The mapping is owned by its views and is closed with the last of them.
 """
 
 from __future__ import annotations
@@ -23,25 +25,26 @@ from volatility3.framework import exceptions
 from volatility3.framework.layers import physical, segmented
 
 from live.core.errors import MemoryFault
-from live.core.memory import MemoryReader, Segment
-from symbols.ram_file import Run
+from live.core.memory import InPlace, MemoryReader, Run, Segment, merged
 
 _FLASH = (0xFF00_0000, 1 << 32)
-"""Where a PC has its firmware; ELF cores of QEMU have it as a segment, but it is no RAM."""
+"""Gpas of a PC's firmware flash; QEMU's ELF cores contain it as a segment, but it is not RAM."""
 
 
-class _Runs:
-    """The part that both readers share: which gpa is RAM."""
+class _Runs(InPlace):
+    """The common part of both readers: which gpas are RAM."""
+
+    description = "from a file"
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = _merged(runs)
+        self.runs = merged(runs)
         self.segments: tuple[Segment, ...] = tuple(
             Segment(start=run.start, length=run.length) for run in self.runs
         )
         self._starts = [run.start for run in self.runs]
 
     def find(self, gpa: int, length: int) -> Run:
-        """The run that holds all of ``length`` bytes; raises `MemoryFault` with the first that is not."""
+        """The run that holds all ``length`` bytes.  Raises `MemoryFault` with the first gpa outside."""
         index = bisect.bisect_right(self._starts, gpa) - 1
         if index < 0:
             raise MemoryFault(gpa)
@@ -55,10 +58,10 @@ class _Runs:
 
 
 class FileMemory(_Runs):
-    """A mapped file, or runs of it; every read is a view."""
+    """A `MemoryReader` over runs of a mapped file; every read is a view."""
 
     def __init__(self, view: memoryview, runs: Sequence[Run]) -> None:
-        """``view`` is the whole file.  Runs that the file does not hold are cut."""
+        """``view``: the whole file.  Runs are cut at its end."""
         self.view = view
         inside = [
             Run(run.start, run.offset, min(run.length, len(view) - run.offset))
@@ -79,12 +82,12 @@ class FileMemory(_Runs):
 
 
 class LayerMemory(_Runs):
-    """Any Volatility layer that is indexed by gpa; every read is a copy."""
+    """A `MemoryReader` over any Volatility layer that is indexed by gpa; every read is a copy."""
 
     flat: memoryview | None = None
 
     def __init__(self, layer: Any) -> None:
-        """Asks the layer which addresses it has; nothing is read."""
+        """Get the layer's address ranges; nothing is read."""
         self._layer = layer
         super().__init__([Run(start, start, length) for start, length in _valid(layer)])
 
@@ -101,13 +104,13 @@ class LayerMemory(_Runs):
 
 
 def memory_of(layer: Any, context: Any) -> MemoryReader:
-    """The fastest reader of the guest-physical memory that a Volatility layer shows.
+    """The fastest reader of the guest-physical memory of a Volatility layer.
 
-    ``context`` is the one in which the layer lives.  Never raises on account of the image.
+    ``context``: the layer's.  The content of the image never makes this raise.
     """
     base, runs = _base(layer, context)
     if base is not None:
-        live = getattr(base._file, "memory", None)  # our own URL handler's file
+        live = getattr(base._file, "memory", None)  # a `GuestFile`
         if live is not None and runs is None:
             reader: MemoryReader = live
             return reader
@@ -118,7 +121,7 @@ def memory_of(layer: Any, context: Any) -> MemoryReader:
 
 
 def _base(layer: Any, context: Any) -> tuple[Any, list[Run] | None]:
-    """(the file layer below, runs of it); (None, ...) if the layer is not simply runs of a file."""
+    """(file layer, runs of it); runs None: all of it; layer None: not simply runs of a file."""
     if isinstance(layer, physical.FileLayer):
         return layer, None
     if isinstance(layer, segmented.SegmentedLayer):
@@ -136,7 +139,7 @@ def _base(layer: Any, context: Any) -> tuple[Any, list[Run] | None]:
 def _mapped(file: Any) -> memoryview | None:
     """The whole of a local file, mapped; None for anything that is no plain file."""
     if not isinstance(file, io.BufferedReader) or not isinstance(file.raw, io.FileIO):
-        # What urllib makes of a file URL wraps the file once or twice.
+        # urllib wraps the file of a file URL once or twice.
         inner = getattr(file, "fp", None) or getattr(file, "file", None)
         return _mapped(inner) if inner is not None and inner is not file and not _decodes(file) else None
     try:
@@ -146,31 +149,15 @@ def _mapped(file: Any) -> memoryview | None:
 
 
 def _decodes(file: Any) -> bool:
-    """Whether a file object is known to pass on bytes other than those of the file below it."""
+    """Whether a file object may return other bytes than the file that it wraps (a decompressor)."""
     return not type(file).__module__.startswith("urllib")
 
 
 def _valid(layer: Any) -> Iterator[tuple[int, int]]:
-    """(start, length) of what the layer holds, ascending."""
+    """(start, length) of the valid ranges of a layer, ascending."""
     first, last = layer.minimum_address, layer.maximum_address
     if not hasattr(layer, "mapping"):
         yield first, last - first + 1
         return
     for start, length, *_ in layer.mapping(first, last - first + 1, ignore_errors=True):
         yield start, length
-
-
-def _merged(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """Ascending by gpa; neighbours joined; what overlaps an earlier one left out."""
-    merged: list[Run] = []
-    for run in sorted(runs):
-        if merged:
-            start, offset, length = merged[-1]
-            end = start + length
-            if run.start < end:
-                continue
-            if run.start == end and run.offset == offset + length:
-                merged[-1] = Run(start, offset, length + run.length)
-                continue
-        merged.append(run)
-    return tuple(merged)

@@ -1,16 +1,16 @@
-"""Any stock plugin on a recording, at any event: ``vol -f run.pse --at 'exec:*/nc' linux.lsof``.
+"""Stock plugins on a recording, at any event: ``vol -f run.pse --at 'exec:*/nc' linux.lsof``.
 
 Theory of operation
 -------------------
-`RecordingStacker` comes before all others.  It recognises a recording by its header, chooses the event that
-``--at`` names (else the last keyframe), and stacks `RecordingLayer`, guest-physical memory as it was at that
-event, and the kernel's address space on it.  Nothing is searched for: the recording says which kernel it is,
-and brings its symbol table (`SymbolsHandler`).
+`RecordingStacker` runs before all other stackers.  It recognises a recording by its header and chooses the
+event that ``--at`` names (else the last keyframe).  It stacks `RecordingLayer`, guest-physical memory at that
+event, and on it the kernel's address space.  There is no search: kernel and symbol table (`SymbolsHandler`)
+are in the recording.
 
-At a keyframe, everything is there.  Elsewhere a plugin is right as long as it needs what was recorded, and
-is ended by the first page that was not: with a `LayerException`, for plugins take an
-`InvalidAddressException` to mean that the guest has nothing there, and would print a list with no rows as
-if that were the truth.  ``--last-known`` gives older contents instead, and says so.
+At a keyframe all memory is known.  At other events a plugin works as long as it reads recorded pages; the
+first page that was not recorded ends it with a `LayerException`.  An `InvalidAddressException` would not do:
+plugins take it for memory that the guest does not have, and would print an empty list.  ``--last-known``
+gives the last recorded content instead, with a warning.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from volatility3.framework.layers import physical, resources
 
 from live.core.errors import MemoryFault, PseError
 from live.core.text import printable
+from live.linux.record import KernelRecord
 from live.recording.file import Recording, Step
 from live.recording.filters import find_event
 from live.recording.opening import is_recording, open_recording
@@ -43,19 +44,19 @@ join = interfaces.configuration.path_join
 
 
 class RecordingOptions(interfaces.automagic.AutomagicInterface):  # type: ignore[misc]
-    """Which moment of a recording is looked at; does nothing but add the options."""
+    """Adds the options that choose the moment of a recording."""
 
     priority = 1
-    exclusion_list = ["mac", "windows"]  # noqa: RUF012 -- the host's attribute
+    exclusion_list = ["mac", "windows"]  # noqa: RUF012 -- Volatility's attribute
 
     def __call__(
         self, context: Any, config_path: str, requirement: Any, progress_callback: Any = None
     ) -> None:
-        """Nothing to do: `RecordingStacker` reads the options."""
+        """Do nothing: `RecordingStacker` reads the options."""
 
     @classmethod
     def get_requirements(cls) -> list[Any]:
-        """The options."""
+        """``--at`` and ``--last-known``."""
         return [
             requirements.StringRequirement(
                 name=_AT,
@@ -89,16 +90,16 @@ class RecordingLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc
 
     @property
     def minimum_address(self) -> int:
-        """The first gpa of RAM."""
+        """The lowest gpa of RAM."""
         return int(self.memory.segments[0].start)
 
     @property
     def maximum_address(self) -> int:
-        """The last gpa of RAM."""
+        """The highest gpa of RAM."""
         return int(self.memory.segments[-1].end) - 1
 
     def is_valid(self, offset: int, length: int = 1) -> bool:
-        """Whether all of these bytes could be read live; `LayerException` if that was not recorded."""
+        """Whether these bytes could be read live.  Raises `LayerException` if they were not recorded."""
         try:
             self.memory.read(offset, length)
         except MemoryFault as fault:
@@ -117,8 +118,8 @@ class RecordingLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc
     def read(self, offset: int, length: int, pad: bool = False) -> bytes:
         """The bytes at a gpa.
 
-        Raises `LayerException` for what was not recorded, `InvalidAddressException` for what is not RAM or
-        could not be read live, unless ``pad``.
+        Raises `LayerException` for pages that were not recorded.  Pages that are not RAM or could not be read
+        live are zeros with ``pad``, else raise `InvalidAddressException`.
         """
         try:
             return self.memory.read(offset, length)
@@ -138,15 +139,15 @@ class RecordingLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc
         return bytes(data)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Raises `InvalidAddressException`: the past is what it was."""
+        """Raises `InvalidAddressException`."""
         raise exceptions.InvalidAddressException(self.name, offset, "a recording cannot be written")
 
     def destroy(self) -> None:
-        """The file is let go of when the last user of the memory is."""
+        """Do nothing: the file is closed when the last reference to the memory is gone."""
 
     @classmethod
     def get_requirements(cls) -> list[Any]:
-        """Where the recording is, and the step."""
+        """Location of the recording, and the step."""
         return [
             requirements.StringRequirement(name="location", description="URL of the recording"),
             requirements.IntRequirement(name="step", description="Number of the step"),
@@ -157,10 +158,10 @@ class RecordingLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc
 
 
 class RecordingStacker(interfaces.automagic.StackerLayerInterface):  # type: ignore[misc]
-    """Stacks the kernel of a recording, at the event that is asked for."""
+    """Stacks the memory and the kernel of a recording, at the event of ``--at``."""
 
     stack_order = 2
-    exclusion_list = ["mac", "windows"]  # noqa: RUF012 -- the host's attribute
+    exclusion_list = ["mac", "windows"]  # noqa: RUF012 -- Volatility's attribute
 
     @classmethod
     def stack(cls, context: Any, layer_name: str, progress_callback: Any = None) -> Any:
@@ -177,14 +178,14 @@ class RecordingStacker(interfaces.automagic.StackerLayerInterface):  # type: ign
                 _announce(recording, step, last_known)
                 return _kernel_layer(context, location, recording, step, last_known)
         except PseError as error:
-            # What follows would search a database for a kernel, and then say something else.
+            # Otherwise the other stackers would search the database for a kernel and hide this error.
             vollog.error("%s", printable(str(error)))
             name = context.layers.free_layer_name("UnreadableLayer")
             return layers.UnreadableLayer(context, join("UnreadableLayer", name), name)
 
 
 def choose_step(recording: Recording, at: str | None) -> Step:
-    """The step of the event that ``at`` means; without it the last keyframe, else the last step.
+    """The step of the event that ``at`` names; without ``at`` the last keyframe, or else the last step.
 
     Raises `TargetError`.
     """
@@ -223,29 +224,33 @@ def _kernel_layer(context: Any, location: str, recording: Recording, step: Step,
     context.config[join(path, "step")] = step.id
     context.config[join(path, "last_known")] = last_known
     context.layers.add_layer(RecordingLayer(context, path, memory))
-    kind = layers.LinuxIntel57 if head.place.la57 else layers.LinuxIntel48
+    try:
+        kernel = KernelRecord.decode(head.kernel)
+    except ValueError as error:
+        raise recording.damaged(str(error)) from error
+    kind = layers.KERNELS[kernel.place.levels]
     name = context.layers.free_layer_name("IntelLayer")
     path = join("RecordingStacker", name)
     context.config[join(path, "memory_layer")] = memory
-    context.config[join(path, "page_map_offset")] = head.place.dtb
-    context.config[join(path, "kernel_virtual_offset")] = head.place.kaslr_shift
-    context.config[join(path, "kernel_banner")] = head.banner
+    context.config[join(path, "page_map_offset")] = kernel.place.root
+    context.config[join(path, "kernel_virtual_offset")] = kernel.place.kaslr_shift
+    context.config[join(path, "kernel_banner")] = kernel.banner
     context.config[join(path, layers.ISF_KEY)] = f"{SCHEME}:{urllib.parse.urlparse(location).path}"
     context.config[join(path, layers.CLASS_KEY)] = tables.OURS
     return kind(context, config_path=path, name=name, metadata={"os": "Linux"})
 
 
 class SymbolsHandler(resources.VolatilityHandler):  # type: ignore[misc]
-    """``pse-symbols:PATH``: the symbol table in the recording at PATH."""
+    """Opens ``pse-symbols:PATH``: the symbol table in the recording at PATH."""
 
     @classmethod
     def non_cached_schemes(cls) -> list[str]:
-        """Ours: a recording that is replaced by another must not show the old one's table."""
+        """Ours: the table must not outlive a recording that is replaced."""
         return [SCHEME]
 
     @staticmethod
     def default_open(req: urllib.request.Request) -> io.BytesIO | None:
-        """The text of the ISF; None for URLs that are not ours.  Raises `URLError`."""
+        """The ISF text; None for other URLs.  Raises `URLError`."""
         if req.type != SCHEME:
             return None
         try:

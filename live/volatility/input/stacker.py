@@ -1,27 +1,27 @@
-"""How stock Linux plugins come to a kernel and a symbol table that nobody had to provide.
+"""Gives stock Linux plugins a kernel layer and a symbol table, with nothing provided by the user.
 
 Theory of operation
 -------------------
-For a Linux plugin the host runs, in this order (`automagic.run`, by priority):
+For a Linux plugin Volatility runs its automagic in this order (`automagic.run`, by priority):
 
 0.  `SymbolCacheMagic` indexes the user's symbol directories by banner.
-10. `LayerStacker` tries all stackers in their `stack_order` on the file, again and again on what was stacked
-    last. Formats (ELF, LiME, ...) have 10 to 20.  `KernelStacker` comes next, before the stock ones (34 and
-    35), which know only banners that are indexed, and 4-level paging.  It finds the living kernel, then its
-    table: the user's, if one was indexed for exactly this banner; else ours, from the cache or made now.  The
-    layer carries the table's URL in its configuration, so it survives the stacker's clones, `--save-config`
-    and Timeliner.
-35. `TableFinder` puts that table where a `SymbolTableRequirement` waits beside the layer.
-40. The stock symbol finder finds nothing left to do.
+10. `LayerStacker` tries all stackers, by `stack_order`, on the file and then on each layer stacked so far.
+    Formats (ELF, LiME, ...) have 10 to 20, `KernelStacker` has 30, the stock Linux stackers 34 and 35 (they
+    know only indexed banners and 4-level paging).  `KernelStacker` finds the running kernel, then its symbol
+    table: the user's if one is indexed for exactly this banner, else ours, cached or newly made.  The layer
+    has the table's URL in its configuration, so it survives the stacker's clones, `--save-config` and
+    Timeliner.
+35. `TableFinder` sets that table for each `SymbolTableRequirement` beside the layer.
+40. The stock symbol finder then has nothing to do.
 
-Nothing of ours enters the host's index of banners: its entries live for days, and are dropped when a file is
-outside the symbol directories.
+Our tables stay out of Volatility's index of banners: its entries live for days, and those of files outside
+the symbol directories are dropped.
 
 Rules
 -----
-* Whatever we cannot find is left to the stock stackers (32-bit kernels, ARM, kernels without kallsyms).
-* Plugins of other systems exclude us by `exclusion_list`; plugins of none run us on images of all of them,
-  and then we say nothing when there is no Linux.
+* What is not found here is left to the stock stackers (32-bit kernels, ARM, kernels without kallsyms).
+* `exclusion_list` keeps these classes out of plugins for other systems.  Plugins without a system run them
+  on any image; then a missing Linux is no warning.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ join = interfaces.configuration.path_join
 
 
 class KernelStacker(interfaces.automagic.StackerLayerInterface):  # type: ignore[misc]
-    """Stacks the address space of the living Linux kernel on memory, whatever symbol tables there are."""
+    """Stacks the address space of the running Linux kernel on guest-physical memory."""
 
     stack_order = 30
     exclusion_list = _OTHERS
 
     @classmethod
     def stack(cls, context: Any, layer_name: str, progress_callback: Any = None) -> Any:
-        """The layer, or None if there is no Linux kernel that we can find."""
+        """The kernel's layer, or None if no kernel is found."""
         layer = context.layers[layer_name]
         if isinstance(layer, (intel.Intel, layers.UnreadableLayer)):
             return None
@@ -77,8 +77,8 @@ class KernelStacker(interfaces.automagic.StackerLayerInterface):  # type: ignore
 
 
 def _explain(context: Any, layer: Any, error: PseError) -> None:
-    """Say why there is no kernel of ours; the stock stackers come next, and may fail in silence."""
-    # Only a Linux plugin leaves out the Windows stackers: for it, this is the reason if nothing is found.
+    """Log why no kernel was found: the stock stackers come next and may fail silently."""
+    # Only for a Linux plugin are the Windows stackers left out; for it, the reason is worth a warning.
     for_linux = "WindowsIntelStacker" not in context.config.get("automagic.LayerStacker.stackers", [])
     level = logging.WARNING if for_linux else logging.INFO
     vollog.log(level, "%s (going on with Volatility's own search)", printable(str(error)))
@@ -98,7 +98,7 @@ def _kernel_layer(context: Any, layer_name: str, found: finder.Found, table: str
         context.config[join(path, "low_end")] = found.low_end
         context.layers.add_layer(layers.RamFileLayer(context, path, name))
         layer_name = name
-    kind = layers.LinuxIntel57 if kernel.la57 else layers.LinuxIntel48
+    kind = layers.KERNELS[5 if kernel.la57 else 4]
     name = context.layers.free_layer_name("IntelLayer")
     path = join("KernelStacker", name)
     context.config[join(path, "memory_layer")] = layer_name
@@ -122,7 +122,7 @@ def _name(context: Any, layer_name: str) -> str:
 
 
 class TableFinder(interfaces.automagic.AutomagicInterface):  # type: ignore[misc]
-    """Gives a kernel its symbol table, as `KernelStacker` found or made it."""
+    """Sets the symbol table that `KernelStacker` has chosen for a kernel layer."""
 
     priority = 35
     exclusion_list = _OTHERS
@@ -130,7 +130,7 @@ class TableFinder(interfaces.automagic.AutomagicInterface):  # type: ignore[misc
     def __call__(
         self, context: Any, config_path: str, requirement: Any, progress_callback: Any = None
     ) -> None:
-        """Construct the table of every symbol requirement that stands beside a layer of ours."""
+        """Construct the table of every symbol requirement beside a layer that names one."""
         wanted = (requirements.TranslationLayerRequirement, requirements.SymbolTableRequirement)
         found = self.find_requirements(context, config_path, requirement, wanted, shortcut=False)
         beside = {
@@ -158,7 +158,7 @@ class TableFinder(interfaces.automagic.AutomagicInterface):  # type: ignore[misc
 
     @classmethod
     def get_requirements(cls) -> list[Any]:
-        """The one option that there is."""
+        """The option ``--full-symbols``."""
         return [
             requirements.BooleanRequirement(
                 name="full-symbols",

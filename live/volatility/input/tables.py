@@ -1,4 +1,4 @@
-"""Our symbol tables inside Volatility."""
+"""The class that reads our symbol tables in Volatility."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ OURS = "live.volatility.input.tables.KernelSymbols"
 
 
 class KernelSymbols(linux.LinuxKernelIntermedSymbols):  # type: ignore[misc]
-    """A kernel's symbol table out of our cache.
+    """A kernel's symbol table from our cache, not validated.
 
-    Where jsonschema is installed, the host checks a table that it has not seen before against the schema (5
-    s), and hashes it each time to know (0.2 s).  Ours are made in one place, and its tests check them
-    (tests/symbols).
+    With jsonschema installed, Volatility validates each new table (5 s) and hashes the table at each run to
+    know whether it is new (0.2 s).  The generator's tests validate ours (tests/symbols).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As the host's own, without the check."""
+        """Like the stock class, with ``validate`` False."""
         super().__init__(*args, **{**kwargs, "validate": False})

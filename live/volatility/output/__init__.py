@@ -1,1 +1,1 @@
-"""What comes out of Volatility: event sources of `linux.pse`, its columns, renderers."""
+"""Outputs that the pack adds to Volatility: event sources and columns of `linux.pse`, renderers."""

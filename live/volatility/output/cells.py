@@ -1,7 +1,7 @@
-"""Rows of a TreeGrid as they come, and their values as safe text: what the streaming renderers share.
+"""Common parts of the streaming renderers: rows of a TreeGrid as they are generated, values as safe text.
 
-The host's TreeGrid keeps every node that it hands to a renderer.  A row that was printed is of no use any
-more, so the rows are taken from the grid's generator, one by one, and forgotten.
+A TreeGrid keeps every node that it passes to a renderer.  A printed row is not needed again, so rows are
+taken from the grid's generator one by one and dropped.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _BLOCKS = (
     renderers.LayerData,
     bytes,
 )
-"""Column types whose text has several lines by design."""
+"""Column types whose text may have several lines."""
 
 
 def rows(grid: Any) -> Iterator[tuple[int, Sequence[Any]]]:
-    """(depth, values) of each row, as soon as there is one; depth 0 is the top."""
+    """(depth, values) of each row as it is generated; depth 0 is the top."""
     generator = getattr(grid, "_generator", None)
     if grid.populated or generator is None:
         found: list[tuple[int, Sequence[Any]]] = []
@@ -44,13 +44,13 @@ def rows(grid: Any) -> Iterator[tuple[int, Sequence[Any]]]:
         return
     depth = -1
     for level, values in generator:
-        # As the grid itself has it: no deeper than one below the row before.
+        # Like TreeGrid: at most one level below the previous row.
         depth = min(level, depth + 1)
         yield depth, values
 
 
 def text(column: Any, value: Any) -> str:
-    """A value as the host's text renderers show it, with everything escaped that would not simply print."""
+    """A value as Volatility's text renderers show it, with non-printable characters escaped."""
     known = text_renderer.CLIRenderer._type_renderers
     shown = str(known.get(column.type, known["default"])(value))
     if column.type in _BLOCKS:
@@ -59,10 +59,10 @@ def text(column: Any, value: Any) -> str:
 
 
 def absent(value: Any) -> bool:
-    """Whether there is no value, for whatever reason."""
+    """Whether a value is absent, for any reason."""
     return isinstance(value, interfaces.renderers.BaseAbsentValue)
 
 
 def close_quietly() -> None:
-    """After a BrokenPipeError: the reader has enough, and Python must not complain at exit."""
+    """After a BrokenPipeError: redirect stdout, so that Python's flush at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,9 +1,8 @@
-"""The columns of `linux.pse`, in the host's own types and names: beside pslist and psaux it should look at
-home.
+"""The columns of `linux.pse`, with the types and names that Volatility's own plugins (pslist, psaux) use.
 
-A value that could not be read is `UnreadableValue`, one that nobody knows `NotAvailableValue`, one that makes
-no sense for a row `NotApplicableValue`; never "" or 0.  Text from the guest is escaped here, because the
-host's text renderers print it as it is.
+A value that could not be read is `UnreadableValue`, an unknown one `NotAvailableValue`, one that makes no
+sense for the row `NotApplicableValue`; never "" or 0.  Text from the guest is escaped here, because
+Volatility's text renderers print it as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from live.output.columns import action, command_line, outcome, process_of, reaso
 
 
 class Column(NamedTuple):
-    """``title`` and ``kind`` as a TreeGrid wants them; ``value`` of an event."""
+    """A column: ``title`` and ``kind`` (its type) for the TreeGrid, ``value`` of an event."""
 
     title: str
     kind: type
@@ -30,7 +29,7 @@ class Column(NamedTuple):
 
 
 def _of(read: Callable[[Process], Any], absent: type = renderers.UnreadableValue) -> Callable[[Event], Any]:
-    """A column about the process; ``absent`` stands where there is None."""
+    """The value of a column about the process; ``absent`` replaces None."""
 
     def value(event: Event) -> Any:
         found = read(process_of(event))
@@ -40,7 +39,7 @@ def _of(read: Callable[[Process], Any], absent: type = renderers.UnreadableValue
 
 
 def _user(read: Callable[[Process], str | None]) -> Callable[[Event], Any]:
-    """A text column that makes no sense for kernel threads."""
+    """The value of a text column that is not applicable to kernel threads."""
 
     def value(event: Event) -> Any:
         process = process_of(event)
@@ -59,7 +58,7 @@ def _exit(event: Event) -> Any:
 
 
 def _args(process: Process) -> str | None:
-    # A process without arguments is possible, and no fault.
+    # A process may have no arguments; that is no read error.
     return "" if process.args == () else command_line(process)
 
 
@@ -68,7 +67,7 @@ def _time(time_ns: int | None) -> Any:
         return renderers.NotAvailableValue()
     try:
         return utc(time_ns)
-    except (OverflowError, ValueError, OSError):  # the guest's clock may say anything
+    except (OverflowError, ValueError, OSError):  # the guest's clock may have any value
         return renderers.UnreadableValue()
 
 
@@ -94,9 +93,9 @@ COLUMNS = (
     Column("EVENT", str, action),
     Column("TIME", datetime.datetime, lambda event: _time(event.occasion.time_ns)),
     Column("PID", int, _of(lambda process: process.pid)),
-    # The leader's tid is the tgid, after an exec from another thread too (de_thread).
+    # The leader's tid is the tgid, also after an exec from another thread (de_thread).
     Column("TID", int, _of(lambda process: process.pid)),
-    # Nobody has pid 0 as a parent but the first two tasks; of a freed task the parent is not known.
+    # Only the first two tasks have pid 0 as parent; the parent of a freed task is unknown.
     Column("PPID", int, _ppid),
     Column("COMM", str, _of(lambda process: printable(process.comm))),
     Column("REASON", str, reason),
@@ -115,35 +114,35 @@ COLUMNS = (
 _OUTPUT = ("File output", str)
 
 Output = Callable[[Event], Any]
-"""The value of the column ``File output`` for an event: the name of a file, or an absent value."""
+"""The value of the column ``File output``: a file name, or an absent value."""
 
 
 def columns() -> list[tuple[str, type]]:
-    """Title and type of each, as a TreeGrid wants them."""
+    """(title, type) of all columns, for the TreeGrid."""
     return [*((column.title, column.kind) for column in COLUMNS), _OUTPUT]
 
 
 def no_output(event: Event) -> str:
-    """As the host's plugins have it when no files are wanted."""
+    """The value that Volatility's plugins show without ``--dump``."""
     return "Disabled"
 
 
 def row(event: Event, output: Output = no_output) -> tuple[Any, ...]:
-    """The values of one event."""
+    """The values of one event, in the order of `columns`."""
     return (*(column.value(event) for column in COLUMNS), output(event))
 
 
 def flat(events: Iterable[Event], output: Output = no_output) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """One row an event, in order."""
+    """(0, values): one row per event, in order."""
     for event in events:
         yield 0, row(event, output)
 
 
 def tree(events: Iterable[Event], output: Output = no_output) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """Rows below that of their parent's start, siblings in order of appearance.  Needs all events at once.
+    """(depth, values): each row below the start of its parent, siblings in order.  Needs all events at once.
 
     Pids are reused: the parent's start is the last one before the row, or else the first one after it.  Every
-    row appears once, whatever the guest says of its parents.
+    row appears once, even if the parents form a cycle.
     """
     made = [(event, row(event, output)) for event in events]
     rows = [event for event, _ in made]
@@ -170,7 +169,7 @@ def tree(events: Iterable[Event], output: Output = no_output) -> Iterator[tuple[
 
 
 def _circular(above: list[int | None], index: int) -> bool:
-    """Whether the way up from a row leads back to it."""
+    """Whether the parents of a row lead back to it."""
     at = above[index]
     for _ in above:
         if at is None:
@@ -178,11 +177,11 @@ def _circular(above: list[int | None], index: int) -> bool:
         if at == index:
             return True
         at = above[at]
-    return False  # a circle further up, which is cut where it closes
+    return False  # a cycle further up, which is cut at one of its own rows
 
 
 def timeline(events: Iterable[Event]) -> Iterator[tuple[str, str, datetime.datetime]]:
-    """(description, ``created`` or ``changed`` or ``modified``, time) of each event whose time is known."""
+    """(description, ``created``, ``changed`` or ``modified``, time) of each event whose time is known."""
     for event in events:
         process = process_of(event)
         kind = action(event)

@@ -1,6 +1,6 @@
-"""``-r jsonlines``: one JSON object a row, written and flushed at once.
+"""``-r jsonlines``: one JSON object per row, written and flushed at once.
 
-The host's own JSON renderers print when everything is known, which for a live guest is never.
+Volatility's own JSON renderers print at the end, which does not come for a live guest.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from live.volatility.output import cells
 
 
 class JsonLinesStream(text_renderer.CLIRenderer):  # type: ignore[misc]
-    """Keys are the column titles, in their order, after ``TreeDepth``; what is not known is null.
+    """A renderer of one JSON object per row: ``TreeDepth``, then the columns; absent values are null.
 
-    Text is ASCII with JSON's own escapes, so no terminal obeys it; bytes that are no UTF-8 appear as
-    ``\\xNN``.
+    The output is ASCII with JSON escapes, so it cannot control a terminal.  Bytes that are not UTF-8 appear
+    as ``\\xNN``.
     """
 
     name = "jsonlines"
@@ -30,7 +30,7 @@ class JsonLinesStream(text_renderer.CLIRenderer):  # type: ignore[misc]
         return []
 
     def render(self, grid: Any) -> None:
-        """Write every row as it comes."""
+        """Write every row as it is generated."""
         hidden = self.ignored_columns(grid)
         shown = [(index, column) for index, column in enumerate(grid.columns) if column not in hidden]
         out = sys.stdout

@@ -1,4 +1,4 @@
-"""The events of a recording, for `linux.pse`."""
+"""The event source of `linux.pse` for recordings."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from live.core.errors import TargetError
-from live.core.events import Event
-from live.recording.filters import wanted
+from live.core.events import Event, is_kernels
 from live.recording.opening import is_recording, open_recording
 from live.volatility.output.sources import Options
 
 
 def meant(location: str) -> bool:
-    """Whether a URL is that of a file which claims to be a recording."""
+    """Whether a URL names a file that claims to be a recording."""
     if urllib.parse.urlparse(location).scheme != "file":
         return False
     try:
@@ -26,10 +25,12 @@ def meant(location: str) -> bool:
 
 
 class RecordingSource:
-    """The events as they were recorded; `pse replay` derives them again."""
+    """The events as recorded; a `Source`.  (`pse replay` derives them again from memory.)"""
+
+    kernel = None
 
     def __init__(self, options: Options) -> None:
-        """Nothing is opened yet."""
+        """Nothing is opened before `events`.  Raises `TargetError` if ``--next`` was given."""
         if options.following:
             raise TargetError("--next takes images; a recording has its own time")
         self._kernel_threads = options.kernel_threads
@@ -37,12 +38,10 @@ class RecordingSource:
         self._notes: list[str] = []
 
     def events(self) -> Iterator[Event]:
-        """In order.  Raises `TargetError` if the file is damaged."""
+        """The recorded events, in order.  Raises `TargetError` if the file is damaged."""
         with open_recording(self._path) as recording:
             head = recording.header
-            self._notes.append(
-                f"{head.target}: Linux {head.release}, recorded in {head.mode} mode: {head.guarantee}"
-            )
+            self._notes.append(f"{head.target}: {head.title}, recorded in {head.mode} mode: {head.guarantee}")
             if recording.end() is None:
                 self._notes.append(
                     "its recorder was killed, or has not ended yet: this is what it had written"
@@ -50,13 +49,13 @@ class RecordingSource:
             missed = 0
             for _, _, event in recording.events():
                 missed = max(missed, event.occasion.missed)
-                if self._kernel_threads or wanted(event):
+                if self._kernel_threads or not is_kernels(event):
                     yield event
             if missed:
                 self._notes.append(f"{missed} tasks came and went unseen")
 
     def notes(self) -> Sequence[str]:
-        """Whose recording it is, and what is missing in it."""
+        """Guest, system and mode of the recording, and what it misses."""
         return self._notes
 
 

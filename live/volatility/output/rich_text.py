@@ -1,4 +1,4 @@
-"""``-r rich``: rows in colour, printed at once, aligned as well as a stream can be."""
+"""``-r rich``: coloured rows, printed as they are generated."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _STYLES: dict[type, str] = {datetime.datetime: "dim", format_hints.Hex: "magenta
 
 
 class RichText(text_renderer.CLIRenderer):  # type: ignore[misc]
-    """A column is as wide as its widest cell so far; a tree is drawn in its first column.
+    """A renderer that prints each row at once, in colour.
 
-    A row is `rich.text.Text`, never markup, and escaped before: a process cannot name itself into another
-    colour.
+    A column is as wide as its widest cell so far; a tree is drawn in the first column.  A row is a
+    `rich.text.Text`, never markup, and its text is escaped, so a process's name cannot change colours.
     """
 
     name = "rich"
@@ -36,7 +36,7 @@ class RichText(text_renderer.CLIRenderer):  # type: ignore[misc]
         return []
 
     def render(self, grid: Any) -> None:
-        """Print every row as it comes."""
+        """Print every row as it is generated."""
         hidden = self.ignored_columns(grid)
         shown = [(index, column) for index, column in enumerate(grid.columns) if column not in hidden]
         columns = [column for _, column in shown]
@@ -90,9 +90,9 @@ def _print(
             spans.append(Span(begin, begin + len(text), style))
         parts += (space, text, _GAP) if right else (text, space, _GAP)
         at += len(space) + len(text) + len(_GAP)
-    # Put together here: appended piece by piece, a row takes rich four times as long.
+    # Joined here: appending piece by piece takes rich four times as long.
     whole = Text("".join(parts), spans=spans)
     whole.rstrip()
-    # soft_wrap: nothing is cut off; the terminal wraps what is too long for it.
+    # soft_wrap: rich cuts nothing; the terminal wraps long lines.
     for each in (whole, *blocks):
         console.print(each, soft_wrap=True)

@@ -1,11 +1,11 @@
-"""Where the events of `linux.pse` come from: one class for each kind of input, chosen by what ``-f`` names.
+"""The event sources of `linux.pse`: one class per kind of input, chosen by what ``-f`` names.
 
 Theory of operation
 -------------------
-A source yields `live.core.events.Event` in order and says, in sentences, what the user should know.  A single
-image has no past: it shows what is running, and of the dead what can still be seen (zombies, and
-`task_struct` objects in freed memory).  A series of images of one boot goes through the same tracker as a
-live guest: each image is one snapshot. A new kind of input is one class and one line in `KINDS`.
+A source yields `live.core.events.Event` in order, and notes for the user as sentences.  A single image gives
+the running processes, and ended ones that are still visible (zombies, and `task_struct` objects in freed
+memory).  A series of images of one boot goes through the same tracker as a live guest: each image is one
+snapshot.  To add a kind of input, write a class and add a line to `KINDS`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from itertools import pairwise
 from typing import Protocol
 
 from live.core.errors import GuestGone, MemoryFault, TargetError
-from live.core.events import EndReason, Event, ExitStatus, Occasion, Process, ProcessEnd, ProcessExec
+from live.core.events import Event, ExitStatus, Occasion, Process, ProcessEnd, is_kernels
 from live.core.snapshot import Snapshot, Task
 from live.core.tracker import Tracker
 from live.linux import dead
 from live.linux.kernel import LinuxKernel
+from live.linux.system import LinuxSystem
 from live.output.columns import process_of, reason
 from live.volatility.input.finder import Progress
 from live.volatility.input.guest_file import SCHEMES, target_of
@@ -33,11 +34,11 @@ from live.volatility.input.image import Image, shown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the user asked for.
+    """The options of `linux.pse`.
 
-    ``location`` is the URL of ``-f``, ``following`` those of ``--next``.  ``duration`` (seconds) bounds a
-    live run, ``count`` the events shown; of these, ``pids`` are the only ones if there are any, and ``new``
-    leaves out what was running already.
+    ``location``: URL of ``-f``; ``following``: URLs of ``--next``.  ``duration``: seconds of a live run.
+    ``count``: most events shown.  ``pids``: if not empty, only events of these processes.  ``new``: leave
+    out what was running at the start.
     """
 
     location: str
@@ -51,10 +52,11 @@ class Options:
 
 
 class Source(Protocol):
-    """One input; `notes` grows while `events` runs.
+    """One input; `notes` grows while `events` runs."""
 
-    A source whose memory can be looked at between two events also has ``kernel``, a `LinuxKernel` or None.
-    """
+    @property
+    def kernel(self) -> LinuxKernel | None:
+        """The kernel of the last event, if its memory can be read at this time, else None."""
 
     def events(self) -> Iterator[Event]:
         """The events, oldest first.  Raises `PseError`."""
@@ -64,10 +66,10 @@ class Source(Protocol):
 
 
 class LiveSource:
-    """A running guest."""
+    """A running guest; a `Source`."""
 
     def __init__(self, options: Options) -> None:
-        """Attaches when `events` is asked for."""
+        """Nothing is attached before `events`.  Raises `TargetError` if ``--next`` was given."""
         if options.following:
             raise TargetError("--next takes images; a live guest is watched as long as --duration says")
         self._scheme = urllib.parse.urlparse(options.location).scheme
@@ -77,16 +79,17 @@ class LiveSource:
         self.kernel: LinuxKernel | None = None
 
     def events(self) -> Iterator[Event]:
-        """As they happen, until the bounds are reached or the guest ends."""
+        """The events as they happen, until ``duration`` is over or the guest ends."""
         from live.watch.monitor import Monitor  # noqa: PLC0415 -- an image needs none of it
         from live.watch.session import Session  # noqa: PLC0415
 
         options = self._options
-        with Session(self._target, hypervisor=self._scheme, progress=options.progress) as session:
-            self._notes += session.found.notes
-            self.kernel = session.kernel
-            # A renderer that fails (`| head`) leaves this generator to the interpreter's last moments, when
-            # the monitor's event loop can no longer be closed.
+        with Session(f"{self._scheme}:{self._target or ''}", progress=options.progress) as session:
+            self._notes += session.notes
+            if isinstance(session.os, LinuxSystem):
+                self.kernel = session.os.kernel
+            # After a renderer has failed (`| head`), this generator is closed at interpreter exit, which is
+            # too late to close the monitor's event loop.
             atexit.register(session.close)
             monitor = Monitor(session, kernel_threads=options.kernel_threads)
             self._notes.append(f"{session.name}: {monitor.mode} mode: {monitor.guarantee}")
@@ -100,26 +103,29 @@ class LiveSource:
                 self._notes.append(f"{monitor.counts.missed} tasks came and went unseen")
 
     def notes(self) -> Sequence[str]:
-        """Those of the session and the monitor."""
+        """Notes of the session and the monitor."""
         return self._notes
 
 
 class ImageSource:
-    """One image, or a series of images of one boot."""
+    """One image, or a series of images of one boot; a `Source`."""
 
     def __init__(self, options: Options) -> None:
-        """Nothing is opened yet."""
+        """Nothing is opened before `events`."""
         self._options = options
         self._notes: list[str] = []
         self._image: Image | None = None
 
     @property
     def kernel(self) -> LinuxKernel | None:
-        """That of the image which the last event is of."""
+        """The kernel in the image of the last event."""
         return self._image.kernel if self._image is not None else None
 
     def events(self) -> Iterator[Event]:
-        """What is running in the first image, then what changed; the dead of a single one."""
+        """The processes of the first image, then the changes in each later one.
+
+        Zombies of the first image are shown as ended, and freed tasks if it is the only one.
+        """
         images = self._open()
         tracker = Tracker(self._describe, self._revisit)
         for position, image in enumerate(images):
@@ -141,7 +147,7 @@ class ImageSource:
             self._notes.append("the task list of this kernel is empty: the guest has not finished booting")
 
     def notes(self) -> Sequence[str]:
-        """Those of the images."""
+        """Notes on the images."""
         return self._notes
 
     def _open(self) -> list[Image]:
@@ -162,7 +168,7 @@ class ImageSource:
             self._notes.append(f"the images were not in the order in which they were taken; read as {order}")
         return images
 
-    def _describe(self, task: Task) -> Process:
+    def _describe(self, task: Task, *, standing: bool = False) -> Process:
         image = self._image
         if image is None:
             raise MemoryFault(task.address, "no image is open", "virtual")
@@ -172,7 +178,7 @@ class ImageSource:
         return self._image.kernel.revisit(task) if self._image is not None else None
 
     def _dead(self, image: Image, snapshot: Snapshot, *, freed: bool) -> Iterator[Event]:
-        """Ends that happened before the image: zombies, then what freed memory still holds."""
+        """Ends that happened before the image: zombies, then freed tasks if ``freed``."""
         zombie = Occasion(time_ns=snapshot.time_ns, trigger="zombie")
         for task in snapshot.tasks:
             if task.dead and (self._options.kernel_threads or not task.kernel):
@@ -187,23 +193,21 @@ class ImageSource:
                 yield _end(corpse.process, corpse.exit_code, rest)
 
     def _wanted(self, event: Event) -> bool:
-        process = event.old if isinstance(event, ProcessExec) else event.process
-        return self._options.kernel_threads or not process.kernel
+        return self._options.kernel_threads or not is_kernels(event)
 
 
 def _end(process: Process, exit_code: int, occasion: Occasion) -> ProcessEnd:
     status = ExitStatus.from_kernel(exit_code)
-    reason = EndReason.SIGNAL if status.signal is not None else EndReason.EXIT
     return ProcessEnd(
-        process=replace(process, exited=status), reason=reason, status=status, occasion=occasion
+        process=replace(process, exited=status), reason=status.reason, status=status, occasion=occasion
     )
 
 
 def select(source: Source, options: Options) -> Iterator[Event | str]:
-    """The events that the user wants, and each note as soon as there is one.  Raises `PseError`."""
+    """The events that the options select, and each note (a str) as it becomes known.  Raises `PseError`."""
     said = shown_count = 0
     events = source.events()
-    # Closed at once, not when it is collected: a guest has other observers to serve.
+    # Closed at once, not when it is collected: the monitor is free for other clients then.
     with contextlib.closing(events) if isinstance(events, Generator) else contextlib.nullcontext():
         for event in events:
             yield from source.notes()[said:]
@@ -232,14 +236,15 @@ KINDS: tuple[tuple[Callable[[str], bool], str], ...] = (
     ),
     (lambda location: True, "live.volatility.output.sources:ImageSource"),
 )
-"""Whether a location means a kind of input, and ``module:class`` of its source; the first that says so."""
+"""(whether a location is of this kind, ``module:class`` of the source); the first match counts."""
 
 
 def open_source(options: Options) -> Source:
-    """The source for what the user named.  Raises `TargetError`."""
+    """The source for ``options.location``.  Raises `TargetError`."""
     if not options.location:
         raise TargetError(
-            "there is nothing to look at: give -f an image, or qemu:///PATH of a guest's monitor socket"
+            f"there is nothing to look at: give -f an image, a recording, or SCHEME:///TARGET of a running "
+            f"guest ({', '.join(SCHEMES)})"
         )
     for meant, where in KINDS:
         if meant(options.location):

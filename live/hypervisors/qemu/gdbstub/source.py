@@ -2,32 +2,24 @@
 
 Theory of operation
 -------------------
-A stop is of every vCPU; one round trip reads the registers of the one that hit.
+What there is to know is decided elsewhere, without I/O: what a stop means and what is owed (`stops`), who has
+hit in it (`hits`), how a breakpoint is passed (`passage`), what is armed (`armed`).  Here it is done: packets
+are sent, the guest is waited for, one lock keeps the reader and the hold timer (`timer`) apart.
 
-A breakpoint stops before its instruction, which has to be passed once without it to go on:
+A stop is of every vCPU; one round trip reads the registers of the one that hit.  A breakpoint stops before
+its instruction, a watchpoint behind the access.  Under TCG a watchpoint is by far the better trap: at each
+other stop QEMU throws its translation cache away (gdb_vm_state_change), and the guest has to translate anew
+what it runs, which takes tens of milliseconds.  What a watchpoint costs there is a slower access to the page
+of its word, and a stop at accesses that are not meant, which are let go at once.
 
-* most kernel functions begin with a no-op (``endbr64``, or the five bytes that ftrace left): it is skipped by
-  setting rip behind it, in the same message that lets the guest run: nothing is removed, or missed.
-* otherwise that vCPU alone is stepped (``vCont;s``) while the others stand, so that they miss nothing
-  either.  TCG steps over a breakpoint as if it were not there; elsewhere it is removed before and set again
-  after the step.
+The hold limit is kept by the hold timer, and by the watchdog process if we hang or die
+(`live.hypervisors.qemu.monitor.watchdog`).
 
-A second vCPU that hit at the same moment has its pc still at its breakpoint: it hits again when the guest
-runs.
-
-A watchpoint stops behind the access; there is nothing to pass.  Under TCG it is by far the better trap: at
-each other stop QEMU throws its translation cache away (gdb_vm_state_change), and the guest has to translate
-anew what it runs, which takes tens of milliseconds.  What a watchpoint costs there is a slower access to the
-page of its word, and a stop at accesses that are not meant, which are let go at once.  A second vCPU that hit
-at the same moment is found by where it stands (hits.py); its trap is delivered before the guest runs.
-
-The hold limit is kept by a thread, and by the guardian process if we hang or die (guardian.py).
-
-Warts: a pause by somebody else (monitor ``stop``) looks like any stop: it is left alone, and after their
-``cont`` the guest is stopped for a moment and let go, for QEMU reports one stop for each time that it is
-asked to run.  A guest that is paused when we attach is refused: were we killed, the guardian would start it,
-as it does if we are killed in a pause.  If we are killed within a stop in which two vCPUs have hit, the one
-that was not reported stops once more for the next watcher, who lets it go.
+Warts: QEMU reports one stop for each time that it is asked to run.  So after a pause by somebody else and
+their ``cont`` the guest is stopped for a moment and let go.  A guest that is paused when we attach is
+refused: were we killed, the watchdog would start it, as it does if we are killed in a pause.  If we are
+killed within a stop in which two vCPUs have hit, the one that was not reported stops once more for the next
+watcher, who lets it go.
 """
 
 from __future__ import annotations
@@ -36,22 +28,26 @@ import contextlib
 import threading
 import time
 from collections import deque
-from functools import partial
+from collections.abc import Iterable
 
-from live.arch.nops import LONGEST, nop_length
 from live.core.errors import GuestGone, TargetError
-from live.core.memory import GuestVirtual
-from live.core.traps import Access, CodeHit, Trap, TrapCounters, TrapRequest, VcpuIndex, asid_of
-from live.hypervisors.qemu.gdbstub.client import GdbClient, require
-from live.hypervisors.qemu.gdbstub.hits import Hit, Places
-from live.hypervisors.qemu.gdbstub.server import StubServer
-from live.hypervisors.qemu.gdbstub.target import Stop, decode_registers, number_of
-from live.hypervisors.qemu.gdbstub.unread import Unread
-from live.hypervisors.qemu.guest import QemuGuest
-from live.hypervisors.qemu.monitor.watchdog import Guard
+from live.core.machine import Architecture
+from live.core.traps import Access, CodeHit, Trap, TrapCounters, TrapRequest
+from live.hypervisors.qemu.gdbstub import stops
+from live.hypervisors.qemu.gdbstub.armed import Armed, Change
+from live.hypervisors.qemu.gdbstub.client import GdbClient
+from live.hypervisors.qemu.gdbstub.hits import Lookout
+from live.hypervisors.qemu.gdbstub.needs import StubGuest
+from live.hypervisors.qemu.gdbstub.passage import Passage
+from live.hypervisors.qemu.gdbstub.server import StubConnection
+from live.hypervisors.qemu.gdbstub.stops import State, Stops
+from live.hypervisors.qemu.gdbstub.target import TRAP_SIGNAL
+from live.hypervisors.qemu.gdbstub.timer import HoldTimer, Unread
+from live.hypervisors.qemu.monitor.watchdog import Watchdog
 
 DEFAULT_HOLD = 1.0
-_TRAP_SIGNAL = 5
+_WAIT_S = 0.1
+"""Seconds for which the lock is kept while nothing comes."""
 
 
 class GdbSource:
@@ -59,103 +55,88 @@ class GdbSource:
 
     mode = "gdbstub"
     supports: frozenset[type] = frozenset({CodeHit, Access})
+    holds_all = True
 
     def __init__(
-        self, guest: QemuGuest, hold: float = DEFAULT_HOLD, *, hardware: bool = False, watch: bool = False
+        self,
+        guest: StubGuest,
+        machine: Architecture,
+        hold: float = DEFAULT_HOLD,
+        *,
+        hardware: bool = False,
+        watch: bool = False,
     ) -> None:
         """Start the stub and connect; the guest stands for a moment.
 
-        ``hardware`` asks for hardware breakpoints (Z1: four at most, KVM), ``watch`` for watchpoints where
-        what is wanted can be had by them.  Raises `TargetError`, `GuestGone`.
+        ``hold``: seconds that it may stand for a trap at most.  ``hardware`` asks for hardware breakpoints
+        (Z1: four at most, KVM), ``watch`` for watchpoints where what is wanted can be had by them.  Raises
+        `TargetError`, `GuestGone`.
         """
-        if guest.paused():
-            raise TargetError(f"The guest {guest.info.name} is paused; resume it, then watch it.")
+        if guest.status() != "running":
+            raise TargetError(f"The guest {guest.name} is paused; resume it, then watch it.")
         what = "watchpoints" if watch else f"{'hardware' if hardware else 'software'} breakpoints"
-        self.description = f"gdb stub of {guest.info.name}, {what}"
+        self.description = f"gdb stub of {guest.name}, {what}"
         when = "as it reads its first word" if watch else "before its first instruction"
         self.guarantee = (
             f"Every execution of a trapped kernel function is seen, {when}; "
             "the whole guest stands during each."
         )
         self.prefers: type = Access if watch else CodeHit
-        self._kind = b"1" if hardware else b"0"
-        self._remove_to_step = guest.info.accel != "tcg"
-        self._limit = hold
-        self._delivered = self._timeouts = self._sequence = self._held_ns = 0
-        self._first_bytes: dict[int, bytes] = {}
-        self._places = Places()
-        self._pending: deque[Hit] = deque()
-        """What has hit in this stop and was not delivered yet."""
-        self._held: tuple[int, Hit, bytes] | None = None
-        """Sequence, what is held, code under the breakpoint."""
-        self._since = 0.0
-        self._marked: set[int] = set()
-        """Threads on which QEMU may still keep the mark of a hit that it has not reported."""
-        self._last: dict[int, bytes] = {}
-        """Thread -> all its registers when it last hit, as the stub sent them."""
-        self._lock = threading.RLock()
-        self._closed = threading.Event()
-        self._guest, self._foreign = guest, False
+        self._guest, self._limit = guest, hold
         with contextlib.ExitStack() as undo:
-            self._server = StubServer(guest)
-            undo.callback(self._server.close)
-            self._client = GdbClient(self._server.path)
+            self._stub = StubConnection(guest.monitor, guest)
+            undo.callback(self._stub.close)
+            self._client = GdbClient(self._stub.wire, machine)
             undo.callback(self._client.detach)
-            self._guard = Guard(self._client.socket)
+            self._watchdog = Watchdog(self._stub.wire)
             undo.pop_all()
+        self._armed = Armed(hardware=hardware)
+        registers = self._client.registers
+        lookout = Lookout(machine, registers, self._armed, [vcpu + 1 for vcpu in guest.vcpus])
+        passage = Passage(machine, registers, self._armed, remove_to_step=guest.accelerator != "tcg")
+        self._stops = Stops(machine, self._armed, lookout, passage)
+        self._unread = Unread(hold)
+        self._lock = threading.RLock()
+        self._closed = False
         self._client.resume()
-        self._watchdog = threading.Thread(target=self._watch, name="pse-gdb-hold", daemon=True)
-        self._watchdog.start()
+        self._timer = HoldTimer(hold, self._tick)
 
     @property
     def counters(self) -> TrapCounters:
         """See `live.core.traps.TrapSource.counters`; nothing is ever dropped."""
-        return TrapCounters(delivered=self._delivered, hold_timeouts=self._timeouts, held_ns=self._held_ns)
+        return self._stops.counters
 
     def arm(self, request: TrapRequest) -> None:
         """Set and remove breakpoints and watchpoints; in force when this returns, also while a trap is held.
 
-        Raises `TargetError` for what is neither, and where QEMU refuses.
+        Raises `TargetError` for what is neither, and where QEMU refuses; `GuestGone`.
         """
-        others = (request.asid_changes, request.syscalls, request.syscalls32, request.every_syscall)
-        if any(others) or request.pending or request.words:
-            raise TargetError("The gdb stub traps code and data only; use plugin mode for the rest.")
-        wanted = request.code if request.code_action else frozenset[GuestVirtual]()
         with self._lock:
             self._check()
-            if self._foreign:
+            change = self._armed.change(request)
+            if self._stops.foreign:
                 self._regain(0)
-            if wanted == self._first_bytes.keys() and request.accesses == self._places.watchpoints:
+            if change is None:
                 return
             was_running = self._client.running
             if was_running:
                 self._halt()
-            if not self._foreign:
-                self._unmark()  # a mark points to its watchpoint
+            self._do(self._stops.clean())
             try:
-                for address in sorted(self._first_bytes.keys() - wanted):
-                    self._client.request(b"z%b,%x,1" % (self._kind, address))
-                    del self._first_bytes[address]
-                for address in sorted(wanted - self._first_bytes.keys()):
-                    self._first_bytes[address] = self._client.insert(self._kind, address)
-                self._arm_words(Places(request.accesses))
+                self._change(change)
             finally:
-                if was_running and not self._pending:
-                    self._let_go()
+                if was_running:
+                    self._feed(stops.Settle())
 
-    def _arm_words(self, places: Places) -> None:
-        before, self._places = self._places, Places()
-        for address in sorted(before.words - places.words):
-            self._client.request(b"z4,%x,4" % address)
-        for address in sorted(places.words - before.words):
-            require(self._client.request(b"Z4,%x,4" % address), address)
-        self._places = places
+    def _change(self, change: Change) -> None:
+        self._armed.begun(change)
+        self._armed.answered(change, self._client.requests(*change.requests))
 
     def wait(self, timeout: float | None) -> Trap | None:
         """See `live.core.traps.TrapSource.wait`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            rest = 0.1 if deadline is None else min(0.1, max(0.0, deadline - time.monotonic()))
+            rest = _WAIT_S if deadline is None else min(_WAIT_S, max(0.0, deadline - time.monotonic()))
             with self._lock:
                 self._check()
                 trap = self._next(rest)
@@ -163,22 +144,21 @@ class GdbSource:
                 return trap
             if deadline is not None and time.monotonic() >= deadline:
                 return None
-            if self._held is not None:
+            if self._stops.state is State.HELD:
                 time.sleep(min(rest, 0.01))  # nothing can come: every vCPU stands
 
     def _next(self, timeout: float) -> Trap | None:
-        if self._held is not None:
+        if self._stops.state is State.HELD:
             return None
-        if not self._pending:
-            if self._foreign and not self._regain(timeout):
+        if not self._stops.pending:
+            if self._stops.foreign and not self._regain(timeout):
                 return None
             if self._client.running:
                 stop = self._client.wait_stop(timeout)
                 if stop is None:
                     return None
-                self._foreign = stop.signal != _TRAP_SIGNAL
-                self._stopped(stop)
-        return self._deliver()
+                self._feed(stops.Stopped(stop))
+        return self._feed(stops.Deliver())
 
     def _regain(self, timeout: float) -> bool:
         """After a pause by somebody else: whether the guest is ours again, and QEMU tells us of its stops."""
@@ -194,10 +174,8 @@ class GdbSource:
         elif status != "debug":  # a hit that was not reported: a breakpoint will be hit again
             time.sleep(min(timeout, 0.05))
             return False
-        self._foreign = False
-        self._stopped(stop)
-        if not self._pending:
-            self._let_go()
+        self._feed(stops.Stopped(stop if stop is not None and stop.signal == TRAP_SIGNAL else None))
+        self._feed(stops.Settle())
         return True
 
     def _halt(self) -> None:
@@ -205,196 +183,96 @@ class GdbSource:
         stop = self._client.wait_stop(0)
         if stop is None:
             stop = self._client.interrupt()
-        else:
-            self._foreign = stop.signal != _TRAP_SIGNAL
-        self._stopped(stop)
-
-    def _stopped(self, stop: Stop | None) -> None:
-        """The guest stands: find out who has hit.  ``stop`` None: QEMU reports no hit."""
-        if not self._foreign:
-            self._guard.stopped(self._limit)
-        self._since = time.monotonic()
-        reported = max(stop.thread, 1) if stop is not None and stop.signal == _TRAP_SIGNAL else 0
-        others: list[int] = []
-        if self._places.words:
-            others = [vcpu + 1 for vcpu in self._guest.vcpus if vcpu + 1 != reported]
-        rip = b"p%x" % self._client.registers["rip"].number
-        asked = [(b"Hg%x" % reported, b"g")] if reported else []
-        asked += [(b"Hg%x" % thread, rip) for thread in others]
-        answers = self._client.requests(*[each for pair in asked for each in pair])[1::2] if asked else []
-        if reported:
-            self._last[reported] = answers.pop(0)
-            registers = decode_registers(self._client.registers, self._last[reported])
-            self._marked.discard(reported)
-            pc = registers.get("rip", 0)
-            word = self._places.word(pc)
-            if word is not None or pc in self._first_bytes:
-                self._pending.append(Hit(reported, registers, word))
-        for thread, answer in zip(others, answers, strict=True):
-            if self._places.touched(number_of(answer)):
-                self._take(thread)
-
-    def _take(self, thread: int) -> None:
-        """A vCPU that has hit unreported, or has not moved since it was last found to have hit."""
-        _, answer = self._client.requests(b"Hg%x" % thread, b"g")
-        same = self._last.get(thread) == answer
-        self._last[thread] = answer
-        registers = decode_registers(self._client.registers, answer)
-        word = self._places.word(registers.get("rip", 0))
-        if word is not None or not same:
-            self._marked.add(thread)
-        if word is not None:
-            self._pending.append(Hit(thread, registers, word, same))
-
-    def _unmark(self) -> None:
-        """Make QEMU forget hits that it has not reported; each step is one instruction of that vCPU."""
-        while self._marked:
-            self._client.step(self._marked.pop())
-
-    def _deliver(self) -> Trap | None:
-        """The next of what has hit, held; None, and the guest runs, if there is none."""
-        while self._pending:
-            hit = self._pending.popleft()
-            code = b""
-            if hit.word is None:
-                if hit.pc not in self._first_bytes:  # removed since it was hit
-                    continue
-                answer = self._client.request(b"m%x,%x" % (hit.pc, LONGEST))
-                if answer[:1] != b"E":
-                    code = self._first_bytes[hit.pc] + bytes.fromhex(answer.decode())[1:]
-            elif self._places.word(hit.pc) is None:
-                continue
-            return self._hold(hit, code)
-        self._let_go()
-        return None
-
-    def _hold(self, hit: Hit, code: bytes) -> Trap:
-        self._guard.stopped(self._limit)
-        self._since = time.monotonic()
-        self._sequence += 1
-        self._delivered += 1
-        self._held = (self._sequence, hit, code)
-        cr3 = hit.registers.get("cr3", 0)
-        kind = CodeHit if hit.word is None else partial(Access, address=GuestVirtual(hit.word))
-        return kind(
-            vcpu=VcpuIndex(hit.thread - 1),
-            asid=asid_of(cr3),
-            cr3=cr3,
-            pc=GuestVirtual(hit.pc),
-            sequence=self._sequence,
-            time_ns=int(self._since * 1e9),
-            held=True,
-            registers=hit.registers,
-        )
+        self._feed(stops.Stopped(stop))
 
     def resume(self, trap: Trap, *, news: bool = True) -> None:
         """See `live.core.traps.TrapSource.resume`."""
         with self._lock:
-            if self._held is not None and self._held[0] == trap.sequence:
+            if self._stops.state is State.HELD:
                 self._check()
-                if self._held[1].same and not news:
-                    self._marked.discard(self._held[1].thread)  # it has not moved: it was reported before
-                self._go_on()
+                self._feed(stops.Resume(trap.sequence, news))
 
-    def _go_on(self) -> None:
-        """The held trap is done with; the guest runs, unless another vCPU has hit in the same stop."""
-        before: tuple[bytes, ...] = ()
-        if self._held is not None:
-            _, hit, code = self._held
-            self._held = None
-            before = self._past(hit, code)
-            self._held_ns += int((time.monotonic() - self._since) * 1e9)
-        if self._pending:
-            if before:
-                self._client.requests(*before)
-        else:
-            self._let_go(*before)
+    def _feed(self, given: stops.Input) -> Trap | None:
+        return self._do(self._stops.feed(given, time.monotonic()))
 
-    def _let_go(self, *before: bytes) -> None:
-        """Let the guest run, requests first; unless somebody else has paused it."""
-        if not self._foreign:
-            if self._marked:
-                if before:
-                    self._client.requests(*before)
-                    before = ()
-                self._unmark()
-            self._client.resume(*before)
-        self._guard.running()
-
-    def _past(self, hit: Hit, code: bytes) -> tuple[bytes, ...]:
-        """Bring a vCPU past the instruction under its breakpoint; what it takes that was not sent yet."""
-        if hit.word is not None or hit.pc not in self._first_bytes:
-            return ()
-        length = nop_length(code)
-        if length:
-            rip = (hit.pc + length).to_bytes(8, "little").hex().encode()
-            return b"Hg%x" % hit.thread, b"P%x=%b" % (self._client.registers["rip"].number, rip)
-        place = b"%b,%x,1" % (self._kind, hit.pc)
-        if self._remove_to_step:
-            self._client.request(b"z" + place)
-        self._client.step(hit.thread)
-        if self._remove_to_step:
-            self._client.request(b"Z" + place)
-        return ()
+    def _do(self, outputs: Iterable[stops.Output]) -> Trap | None:
+        """Do what the state machine says; the trap that it delivers."""
+        delivered = None
+        todo = deque(outputs)
+        while todo:
+            match todo.popleft():
+                case stops.Ask(requests):
+                    given = stops.Answered(self._client.requests(*requests))
+                    todo += self._stops.feed(given, time.monotonic())
+                case stops.Send(requests):
+                    self._client.requests(*requests)
+                case stops.Step(thread):
+                    self._client.step(thread)
+                case stops.LetGo(before):
+                    self._client.resume(*before)
+                    self._watchdog.running()
+                case stops.Leave():
+                    self._watchdog.running()
+                case stops.Stand():
+                    self._watchdog.stopped(self._limit)
+                case stops.Hold(trap):
+                    delivered = trap
+        return delivered
 
     def _check(self) -> None:
-        if self._closed.is_set():
+        if self._closed:
             raise TargetError("This watch of the guest was closed; attach again.")
-        if self._guard.taken():
+        if self._watchdog.taken():
+            self._feed(stops.Taken())
             raise TargetError(
                 "We hung, or were suspended, while the guest stood at a trap, and it was let go; watch again."
             )
 
     def _overdue(self) -> bool:
-        standing = self._held is not None or bool(self._pending)
-        return standing and not self._guard.taken() and time.monotonic() - self._since >= self._limit
+        return self._stops.standing() and time.monotonic() - self._stops.since >= self._limit
 
-    def _watch(self) -> None:
+    def _tick(self) -> None:
         """Keep the hold limit; also where nobody waits for traps, and a stop is not even read."""
-        unread = Unread(self._limit)
-        while not self._closed.wait(min(0.1, self._limit / 4)):
-            resumed = self._guard.resumed
-            if not unread.overdue(self._client.unread(), resumed) and not self._overdue():
-                continue
-            with self._lock, contextlib.suppress(GuestGone, TargetError):
-                if not self._overdue():
-                    news = self._guard.resumed == resumed and self._client.unread()
-                    if not news or self._guard.taken() or self._next(0) is None:
-                        continue
-                    self._delivered -= 1
-                self._expire()
-
-    def _expire(self) -> None:
-        """Let the guest go: what has hit in the same stop cannot be told any more what it stands for."""
-        self._timeouts += (self._held is not None) + len(self._pending)
-        self._pending.clear()
-        self._go_on()
+        resumed = self._watchdog.resumed
+        unread = self._unread.overdue(time.monotonic(), resumed, said=self._client.unread())
+        if not unread and not self._overdue():
+            return
+        with self._lock, contextlib.suppress(GuestGone, TargetError):
+            if self._watchdog.taken():
+                return
+            if not self._overdue():
+                if self._watchdog.resumed != resumed or not self._client.unread():
+                    return  # somebody has read it meanwhile
+                stop = self._client.wait_stop(0)
+                if stop is None:
+                    return
+                self._feed(stops.Stopped(stop))
+            self._feed(stops.Expire())
 
     def close(self) -> None:
         """Remove every breakpoint, end the stub; the guest runs, or stays paused.  Safe to call twice."""
-        if self._closed.is_set():
+        if self._closed:
             return
-        self._closed.set()
-        self._watchdog.join()
+        self._closed = True
+        self._timer.end()
         with self._lock:
-            if self._guard.taken():
+            if self._watchdog.taken():
                 # It has detached: what is said to the stub now, or was since, stops the guest again.
-                self._guard.dismiss()
-                self._client.socket.close()
-                self._server.close()
+                self._watchdog.dismiss()
+                self._stub.close()
                 with contextlib.suppress(TargetError, GuestGone):
                     self._guest.monitor.hmp("cont")
                 return
             stay = False
             with contextlib.suppress(TargetError, GuestGone):
-                if self._foreign:
+                if self._stops.foreign:
                     self._regain(0)
                 if self._client.running:
                     self._halt()
-                if self._foreign:
+                if self._stops.foreign:
                     stay = self._guest.status() == "paused"
                 else:
-                    self._unmark()
-            self._guard.dismiss()
+                    self._do(self._stops.clean())
+            self._watchdog.dismiss()
             self._client.detach(stay=stay)
-            self._server.close()
+            self._stub.close()

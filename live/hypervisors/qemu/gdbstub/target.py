@@ -1,4 +1,4 @@
-"""What the stub tells about its target: registers (target.xml) and stops.  Pure parsing.
+"""What a stub tells of its target: registers (target.xml) and stops.  Pure parsing.
 
 A stub sends the registers of ``g`` in the order of the feature files that target.xml includes; a ``regnum``
 moves on from there ("Target Description Format" in the gdb manual).
@@ -7,42 +7,32 @@ moves on from there ("Target Description Format" in the gdb manual).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from live.core.errors import TargetError
+from live.core.machine import Architecture
+
+TRAP_SIGNAL = 5
+"""A vCPU has hit a breakpoint or a watchpoint, or was stepped."""
+INTERRUPT_SIGNAL = 2
+"""0x03, or a pause by somebody else."""
+
+CORE_FILES = {"x86_64": (b"i386", "i386-64bit.xml")}
+"""Architecture -> what gdb says that it understands of it (``xmlRegisters``), and QEMU's description of its
+core registers, with which ``g`` begins.
+
+That file is asked for by name, because ``target.xml``, which QEMU composes for each connection, is memory
+that it never frees.  Without an entry ``target.xml`` is read.
+"""
 
 _INCLUDE = re.compile(r"<xi:include\s+href=\"([^\"]+)\"")
 _REG = re.compile(r"<reg\s[^>]*>")
 _ATTRIBUTE = re.compile(r"([\w-]+)=\"([^\"]*)\"")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-"""QEMU's i386-64bit.xml has registers in comments that it does not send."""
+"""QEMU describes registers in comments that it does not send."""
 _WATCH = re.compile(r"[ra]?watch:([0-9a-f]+)")
 _THREAD = re.compile(r"thread:(?:p[0-9a-f]+\.)?([0-9a-f]+)")
-
-WANTED = frozenset(
-    [
-        "rax",
-        "rbx",
-        "rcx",
-        "rdx",
-        "rsi",
-        "rdi",
-        "rbp",
-        "rsp",
-        "rip",
-        "r8",
-        "r9",
-        "r10",
-        "r11",
-        "r12",
-        "r13",
-        "r14",
-        "r15",
-        "gs_base",
-        "k_gs_base",
-        "cr3",
-    ]
-)
-"""Registers that a trap tells of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +51,39 @@ class Stop:
     """A stop reply."""
 
     signal: int
-    """As gdb numbers them: 5 is a trap, 2 an interrupt."""
+    """As gdb numbers them: `TRAP_SIGNAL`, `INTERRUPT_SIGNAL`, ..."""
     thread: int
     """1 is the first vCPU; 0 if the stub did not say."""
     watch: int | None = None
-    """Address of the watchpoint that was hit, if it was one."""
+    """Guest-virtual address of the watchpoint that was hit, if it was one."""
+
+
+class RegisterFile:
+    """The registers of an architecture that matter here, as a stub describes them."""
+
+    def __init__(self, described: Mapping[str, Register], machine: Architecture) -> None:
+        """Raises `TargetError` where no program counter is described."""
+        self._machine = machine
+        wanted = {*machine.trap_registers, machine.pc, machine.page_root}
+        self._layout = {name: where for name, where in described.items() if name in wanted}
+        if machine.pc not in self._layout:
+            raise TargetError(
+                f"QEMU's gdb stub describes no program counter of a vCPU of {machine.name}; use --mode poll."
+            )
+
+    def decode(self, answer: bytes) -> dict[str, int]:
+        """Values by name from the answer to ``g``."""
+        return decode_registers(self._layout, answer)
+
+    def ask_pc(self) -> bytes:
+        """The request for the program counter alone; `number_of` has its value."""
+        return b"p%x" % self._layout[self._machine.pc].number
+
+    def set_pc(self, address: int) -> bytes:
+        """The request that sets the program counter to a guest-virtual address."""
+        register = self._layout[self._machine.pc]
+        digits = address.to_bytes(register.size, "little").hex().encode()
+        return b"P%x=%b" % (register.number, digits)
 
 
 def parse_target(read: Callable[[str], str], name: str = "target.xml") -> dict[str, Register]:
@@ -85,7 +103,7 @@ def parse_target(read: Callable[[str], str], name: str = "target.xml") -> dict[s
     return registers
 
 
-def decode_registers(layout: dict[str, Register], answer: bytes) -> dict[str, int]:
+def decode_registers(layout: Mapping[str, Register], answer: bytes) -> dict[str, int]:
     """Values by name from the answer to ``g`` (little-endian hexadecimal); unavailable ones are left out."""
     values = {}
     for name, register in layout.items():

@@ -15,7 +15,7 @@ range.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _RANGE = re.compile(
@@ -38,20 +38,6 @@ class RamRange:
     """Name of the RAM block, without its object path."""
     offset: int
     """In the block, bytes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostMapping:
-    """One line of /proc/PID/maps."""
-
-    start: int
-    end: int
-    shared: bool
-    offset: int
-    device: str
-    """``major:minor``, hexadecimal.  Of the file system; `os.stat` may show another one (btrfs, overlay)."""
-    inode: int
-    path: str
 
 
 def parse_flat_view(text: str, space: str = "memory") -> list[RamRange]:
@@ -107,31 +93,3 @@ def parse_hva(text: str) -> int | None:
     """The host virtual address in the answer of ``gpa2hva``, or None if there is none."""
     match = _HVA.search(text)
     return int(match[1], 16) if match else None
-
-
-def parse_maps(text: str) -> list[HostMapping]:
-    """/proc/PID/maps (proc(5)): ``start-end perms offset dev inode path``."""
-    mappings = []
-    for line in text.splitlines():
-        fields = line.split(None, 5)
-        start, _, end = fields[0].partition("-")
-        mappings.append(
-            HostMapping(
-                start=int(start, 16),
-                end=int(end, 16),
-                shared=fields[1][3] == "s",
-                offset=int(fields[2], 16),
-                device=fields[3],
-                inode=int(fields[4]),
-                path=fields[5] if len(fields) > 5 else "",
-            )
-        )
-    return mappings
-
-
-def mapping_at(mappings: Sequence[HostMapping], address: int) -> HostMapping | None:
-    """The mapping that holds ``address``."""
-    for one in mappings:
-        if one.start <= address < one.end:
-            return one
-    return None

@@ -10,9 +10,10 @@ read much are cheap, many that read little are not.  Therefore:
 * What was read is kept until `refresh`, or for a second: a *generation*.  Within it every read of a line
   (2 KiB, a packet) gives the same bytes.  Consumers refresh where they want the present: a look at the
   task list does at its beginning, and before it compares the kernel's counters.
-* A miss reads everything that was needed after the same miss in the generation before: the second look at a
-  hundred tasks is one stop for the counters and one for all tasks, which therefore are of one moment.  A miss
-  that never happened before reads its surroundings.
+* A miss reads everything that was wanted after the same miss in the generation before (`following`): the
+  second look at a hundred tasks is one stop for the counters and one for all tasks, which therefore are of
+  one moment.  A miss that never happened before reads its surroundings.  Measured with ``python -m
+  tests.bench stub_memory``: 3 to 4 stops a look at 107 tasks instead of 34, and 22 ms instead of 110.
 * More than `_LARGE` bytes at once are not kept, and are read in pieces, between which the guest runs as
   long as it stood.
 
@@ -29,15 +30,22 @@ from collections.abc import Iterable, Sequence
 
 from live.core.errors import GuestGone
 from live.core.memory import Segment
-from live.hypervisors.qemu.discover import GuestInfo
+from live.hypervisors.host.segments import Segments
+from live.hypervisors.qemu.gdbstub.needs import Owner
 from live.hypervisors.qemu.gdbstub.physical import LINE, PhysicalClient
 from live.hypervisors.qemu.gdbstub.server import StubConnection
-from live.hypervisors.qemu.memory.host import Segments, ram
+from live.hypervisors.qemu.memory.following import Following
+from live.hypervisors.qemu.memory.host import ram
 from live.hypervisors.qemu.monitor.client import Monitor
 from live.hypervisors.qemu.monitor.pause import Pause
 
+NO_TRAPS = (
+    "guest memory is read through the gdb stub, for which the guest is stopped: that works in poll mode "
+    "only; run as root, or with CAP_SYS_PTRACE, for the other modes"
+)
+"""Why traps cannot be had with this memory: a vCPU that is held cannot be stopped."""
 LIMIT = 1.0
-"""Seconds a stop may last before the guardian ends it."""
+"""Seconds a stop may last before the watchdog ends it."""
 _SHIFT = LINE.bit_length() - 1
 _CLUSTER = 16
 """Lines around an unknown miss that are read with it: 32 KiB, a slab of task_structs."""
@@ -49,8 +57,6 @@ _PIECE = 1 << 20
 _GENERATION_S = 1.0
 _MAXLINES = 1 << 15
 """Lines that a generation keeps: 64 MiB."""
-_MAX_KNOWN = 1 << 20
-"""Lines that are remembered to follow a miss, all misses together; 8 bytes each."""
 _REST = 9
 """So many times as long as it stood the guest is to run."""
 
@@ -59,11 +65,6 @@ class StubMemory(Segments):
     """See the module.  Safe to use from several threads."""
 
     flat: memoryview | None = None
-    poll_only = (
-        "guest memory is read through the gdb stub, for which the guest is stopped: that works in poll mode "
-        "only; run as root, or with CAP_SYS_PTRACE, for the other modes"
-    )
-    """Why traps cannot be had with this memory: a vCPU that is held cannot be stopped."""
 
     def __init__(self, segments: Sequence[Segment], stub: StubConnection, pause: Pause, reason: str) -> None:
         """Owns ``stub``; ``reason`` says why memory is read in no better way.
@@ -74,16 +75,10 @@ class StubMemory(Segments):
         self._stub = stub
         self._pause, self._reason = pause, reason
         with pause.standing(LIMIT):
-            self._client: PhysicalClient | None = PhysicalClient(stub.socket)
+            self._client: PhysicalClient | None = PhysicalClient(stub.wire)
         self._lock = threading.RLock()
         self._lines: dict[int, bytes] = {}
-        self._used: dict[int, None] = {}
-        """Lines that were asked for in this generation, in the order of the first time."""
-        self._misses: list[tuple[int, int]] = []
-        """(the line that was missing, how many were used before)"""
-        self._follow: dict[int, tuple[tuple[int, ...], int]] = {}
-        """Line that was missing -> what its generation used, from which place on."""
-        self._known = 0
+        self._following = Following()
         self._began = time.monotonic()
         self.stops, self.stood_s = 0, 0.0
         """How often the guest was stopped, and for how long in all."""
@@ -107,11 +102,11 @@ class StubMemory(Segments):
             if time.monotonic() - self._began > _GENERATION_S or len(self._lines) > _MAXLINES:
                 self.refresh()
             first, last = gpa >> _SHIFT, max(gpa + length - 1, gpa) >> _SHIFT
-            lines, used = self._lines, self._used
+            lines, wanted = self._lines, self._following.wanted
             for number in range(first, last + 1):
                 if number not in lines:
                     self._miss(number, last)
-                used.setdefault(number)
+                wanted.setdefault(number)
             if first == last:
                 offset = gpa & (LINE - 1)
                 return lines[first][offset : offset + length]
@@ -122,14 +117,8 @@ class StubMemory(Segments):
     def refresh(self) -> None:
         """What is read from now on is the guest's memory as it is from now on."""
         with self._lock:
-            if self._misses:
-                used = tuple(self._used)
-                self._known += len(used)
-                if self._known > _MAX_KNOWN:
-                    self._follow, self._known = {}, len(used)
-                for number, position in self._misses:
-                    self._follow[number] = (used, position)
-            self._lines, self._used, self._misses = {}, {}, []
+            self._following.turn()
+            self._lines = {}
             self._began = time.monotonic()
 
     def rest(self) -> float:
@@ -139,18 +128,15 @@ class StubMemory(Segments):
 
     def _miss(self, number: int, last: int) -> None:
         wanted = dict.fromkeys(range(number, last + 1))
-        known = self._follow.get(number)
-        if known is None:
-            around = number & -_CLUSTER
-            one = self.segments[self.find(number << _SHIFT, 1)]
-            wanted |= dict.fromkeys(
-                range(max(around, one.start >> _SHIFT), min(around + _CLUSTER, one.end >> _SHIFT))
-            )
-        else:
-            wanted |= dict.fromkeys(known[0][known[1] :])
+        followed = self._following.missed(number)
+        wanted |= dict.fromkeys(self._around(number) if followed is None else followed)
         missing = [line for line in wanted if line not in self._lines][:_AHEAD]
-        self._misses.append((number, len(self._used)))
         self._lines.update(zip(missing, self._stop_and_read(missing), strict=True))
+
+    def _around(self, number: int) -> range:
+        first = number & -_CLUSTER
+        one = self.segments[self.find(number << _SHIFT, 1)]
+        return range(max(first, one.start >> _SHIFT), min(first + _CLUSTER, one.end >> _SHIFT))
 
     def _stop_and_read(self, lines: Iterable[int]) -> list[bytes]:
         client = self._client
@@ -174,7 +160,7 @@ class StubMemory(Segments):
             parts += self._stop_and_read(range(at >> _SHIFT, (until + LINE - 1) >> _SHIFT))
         return b"".join(parts)[gpa - start : end - start]
 
-    def populated(self) -> tuple[Segment, ...]:
+    def populated(self) -> Sequence[Segment]:
         """All of RAM; which parts were touched is not known."""
         return self.segments
 
@@ -184,14 +170,15 @@ class StubMemory(Segments):
         self._stub.close()
 
 
-def open_stub_memory(monitor: Monitor, info: GuestInfo, pause: Pause, reason: str) -> StubMemory:
+def open_stub_memory(monitor: Monitor, owner: Owner, pause: Pause, reason: str) -> StubMemory:
     """The memory of a guest through its gdb stub, started for the purpose unless there is an idle one.
 
-    Raises `TargetError` (the stub is in use, or QEMU refuses), `GuestGone`.
+    ``monitor`` and ``pause`` are the guest's, and stay the caller's; ``reason`` says why memory is read in no
+    better way.  Raises `TargetError` (the stub is in use, or QEMU refuses), `GuestGone`.
     """
     segments = ram(monitor)
     with pause.standing(LIMIT):  # a connection stops the guest
-        stub = StubConnection(monitor, info)
+        stub = StubConnection(monitor, owner)
         try:
             return StubMemory(segments, stub, pause, reason)
         except BaseException:

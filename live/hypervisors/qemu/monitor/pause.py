@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from live.core.errors import PseError, TargetError
 from live.hypervisors.qemu.monitor.client import Monitor
-from live.hypervisors.qemu.monitor.watchdog import Guard
+from live.hypervisors.qemu.monitor.watchdog import Watchdog
 
 
 class Pause:
@@ -23,26 +23,26 @@ class Pause:
     def __init__(self, monitor: Monitor) -> None:
         """Nothing is stopped or started.  The monitor stays the caller's."""
         self._monitor = monitor
-        self._guard: Guard | None = None
+        self._watchdog: Watchdog | None = None
         self._standing = self._lost = False
 
     @contextlib.contextmanager
     def standing(self, limit: float | None = None) -> Iterator[bool]:
         """The guest stands still within; True if it did not before.
 
-        Beyond ``limit`` seconds, if we hang, the guardian lets it go, and this cannot be used any more; None:
+        Beyond ``limit`` seconds, if we hang, the watchdog lets it go, and this cannot be used any more; None:
         as long as it takes.  Raises `TargetError` (QEMU does not answer, or the guest was let go) and
         `GuestGone`.
         """
         if self._monitor.status() != "running":
             yield False
             return
-        if self._guard is None and not self._lost:
-            self._guard = Guard(self._monitor, self._monitor.protocol)
-        if self._guard is None or self._guard.taken():
+        if self._watchdog is None and not self._lost:
+            self._watchdog = Watchdog(self._monitor, self._monitor.protocol)
+        if self._watchdog is None or self._watchdog.taken():
             raise TargetError("A pause lasted far too long and the guest was let go; attach again.")
         self._standing = True
-        self._guard.stopped(limit)
+        self._watchdog.stopped(limit)
         try:
             self._monitor.hmp("stop")
             yield True
@@ -51,22 +51,22 @@ class Pause:
             self._go_on()
 
     def _go_on(self) -> None:
-        guard = self._guard
-        if guard is not None and guard.taken():
+        watchdog = self._watchdog
+        if watchdog is not None and watchdog.taken():
             # What was said to a gdb stub since may have stopped the guest once more.
-            self._guard, self._lost = None, True
-            guard.dismiss()
+            self._watchdog, self._lost = None, True
+            watchdog.dismiss()
             self._monitor.hmp("cont")
-        elif guard is not None:
+        elif watchdog is not None:
             self._monitor.hmp("cont")
-            guard.running()
+            watchdog.running()
         self._standing = False
 
     def close(self) -> None:
-        """End the guardian; the guest goes on if it still stands.  Safe to call twice."""
+        """End the watchdog; the guest goes on if it still stands.  Safe to call twice."""
         if self._standing:
             with contextlib.suppress(PseError):
                 self._go_on()
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.dismiss()
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.dismiss()

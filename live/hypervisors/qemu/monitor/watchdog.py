@@ -1,4 +1,4 @@
-"""The watcher's side of the guardian process (guardian.py)."""
+"""The watcher's side of the watchdog process (`watchdog_process`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from live.hypervisors.qemu.monitor import watchdog_process as guardian
+from live.hypervisors.qemu.monitor import watchdog_process as process
 
 _U64 = struct.Struct("<Q")
 
@@ -24,12 +24,15 @@ class Shared(Protocol):
         """Its descriptor."""
 
 
-class Guard:
-    """A running guardian; it acts when we die, and when a stop lasts beyond its time, or is not noticed."""
+class Watchdog:
+    """A running watchdog process.
+
+    It acts when we die, and when a stop lasts beyond its time, or is not noticed.
+    """
 
     def __init__(self, shared: Shared, kind: str = "gdb") -> None:
         """Start it; it shares the socket of a gdb stub (``"gdb"``) or of a monitor (``"qmp"``, ``"hmp"``)."""
-        page = os.memfd_create("pse-guard", os.MFD_CLOEXEC)
+        page = os.memfd_create("pse-watchdog", os.MFD_CLOEXEC)
         ours, self._pipe = os.pipe()
         try:
             os.ftruncate(page, mmap.PAGESIZE)
@@ -38,7 +41,7 @@ class Guard:
             """How often the guest was let run."""
             numbers = (shared.fileno(), ours, page)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(guardian.__file__)), kind, *map(str, numbers)],
+                [sys.executable, "-I", "-S", str(Path(process.__file__)), kind, *map(str, numbers)],
                 pass_fds=numbers,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -53,23 +56,23 @@ class Guard:
 
     def stopped(self, limit: float | None) -> None:
         """The guest stands, for ``limit`` seconds at most; None: as long as we live."""
-        until = guardian.FOREVER if limit is None else time.monotonic_ns() + int(limit * 1e9)
-        _U64.pack_into(self._page, guardian.DEADLINE_AT, until)
+        until = process.FOREVER if limit is None else time.monotonic_ns() + int(limit * 1e9)
+        _U64.pack_into(self._page, process.DEADLINE_AT, until)
 
     def running(self) -> None:
         """The guest runs, or is about to."""
         self.resumed += 1
-        _U64.pack_into(self._page, guardian.RESUMED_AT, self.resumed)
-        _U64.pack_into(self._page, guardian.DEADLINE_AT, 0)
+        _U64.pack_into(self._page, process.RESUMED_AT, self.resumed)
+        _U64.pack_into(self._page, process.DEADLINE_AT, 0)
 
     def taken(self) -> bool:
-        """Whether the guardian let the guest go; the connection cannot be used any more."""
-        return bool(_U64.unpack_from(self._page, guardian.TAKEN_AT)[0])
+        """Whether the watchdog let the guest go; the connection cannot be used any more."""
+        return bool(_U64.unpack_from(self._page, process.TAKEN_AT)[0])
 
     def dismiss(self) -> None:
         """End it without it doing anything."""
         with contextlib.suppress(OSError):
-            os.write(self._pipe, guardian.FAREWELL)
+            os.write(self._pipe, process.FAREWELL)
         os.close(self._pipe)
         self._process.wait()
         self._page.close()

@@ -1,4 +1,4 @@
-"""A small process that lets the guest go when its watcher is killed; run as ``python -I -S guardian.py``.
+"""A small process that lets the guest go when its watcher is killed; run as ``python -I -S FILE``.
 
 Theory of operation
 -------------------
@@ -41,7 +41,7 @@ _STUB = "gdb"
 # What is written to a monitor, and the end of its answer.  HMP echoes what it is told, so it is asked for a
 # number that it prints otherwise.
 _CONT = {
-    "qmp": (b'{"execute": "cont", "id": "pse-guardian"}\n', b'"pse-guardian"'),
+    "qmp": (b'{"execute": "cont", "id": "pse-watchdog"}\n', b'"pse-watchdog"'),
     "hmp": (b"cont\nprint /d 0x70736521\n", b"1886610721\r\n(qemu) "),
 }
 # The watcher may have died within a command: 0xff makes QMP's parser begin anew (qmp-spec, "Guest agent/QMP

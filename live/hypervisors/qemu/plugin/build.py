@@ -1,8 +1,7 @@
-"""Compile the trap plugin where there is a C compiler.
+"""Compiles the trap plugin where there is a C compiler.
 
-``python -m live.hypervisors.qemu.plugin.build`` prints the path of the result.  It is kept in the user's
-cache directory under a name that holds the hash of its sources, so that a new version is never mistaken for
-an old one.  No header of QEMU or GLib is needed.
+The result is kept in the user's cache directory under a name that holds the hash of its sources, so that a
+new version is never mistaken for an old one.  No header of QEMU or GLib is needed.
 """
 
 from __future__ import annotations
@@ -11,16 +10,15 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import platformdirs
 
-from live.core.errors import PseError, TargetError
+from live.core.errors import TargetError
 
-SOURCES = ("trap.c", "events.c", "control.c")
-HEADERS = ("abi.h", "shared.h")
+SOURCES = ("trap.c", "control.c", "tb.c", "events.c", "filter.c", "vcpu.c")
+HEADERS = ("control.h", "tb.h", "events.h", "filter.h", "vcpu.h", "wire.h", "abi.h")
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 NAME = "pse-trap"
 """How the file's name begins; `live.hypervisors.qemu.discover` tells the plugin by it."""
@@ -84,17 +82,3 @@ def build(cache: Path | None = None) -> Path:
 def argument(socket: str | os.PathLike[str], plugin: Path | None = None) -> str:
     """What follows QEMU's ``-plugin`` to load the plugin, listening at ``socket``."""
     return f"file={plugin or build()},socket={os.fspath(socket)}".replace("\n", "")
-
-
-def main() -> int:
-    """Build, print the path; a sentence on stderr and 1 if that fails."""
-    try:
-        print(build())
-    except PseError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

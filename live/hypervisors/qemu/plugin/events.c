@@ -1,44 +1,144 @@
 /* SPDX-License-Identifier: BSD-2-Clause
  *
- * What becomes of an event: a slot in the ring, and who waits until its reader has resumed it.
- *
- * Theory of operation
- * -------------------
- * RECORD: nobody waits.  HOLD: the vCPU waits here for its resume word, the time limit, or the end of the reader,
- * whichever is first.  FENCE: the guest runs on while the reader looks at its memory, but no vCPU gets past the
- * beginning of its next system call (the filter's entries), or its next code address that is trapped, before the
- * resume word is there: what the reader wants to read is changed by nothing else.  LOW_FENCE: the same, but the
- * system calls of a list pass.  Such a wait has the same limit.  Most fences cost nothing, because the reader is
- * quicker than the guest.  Without entries there are no fences, and what would have one is held.
- *
- * The limit is counted in time in which both sides could run.  A machine that stood still took the reader's time, too;
- * and a reader that is ready to run and gets no CPU, as on a host with more to do than it has CPUs for, does not hang.  Up
- * to `PATIENCE` limits of such time are not counted.
- *
- * A reader that let a wait run into its limit is late: nothing waits for it until it has read what is in the ring.
- *
- * A fence raises the word of every vCPU, so that its next system call calls us.  Each vCPU takes its own down
- * first and looks for fences then: one that is put up meanwhile raises it again, or is seen.
+ * See events.h.
  */
-#include "shared.h"
+#define _GNU_SOURCE
+#include "events.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { PATIENCE = 10 };
+enum { SPIN_NS = 200000 };              /* sleeping and being woken takes as long as most waits: spin first */
+enum { NAP_NS = 50000 };                /* between looks at a resume word that nobody is woken for */
+enum { SLICE_NS = 20000000 };           /* between looks at whether the reader gets a CPU */
+enum { FOR_HELD = 256 };                /* slots that recorded events leave free */
 
-int wake_fd = -1;
-int reader_stat = -1;                   /* its /proc/PID/stat, if we can see it; of its first thread */
-size_t ring_offset;
-uint64_t spin_ns;                       /* to sleep and be woken takes as long as most waits: look for a while first */
-_Atomic uint64_t late;                  /* ring position up to which the reader is late; 0: it is in time */
+/* Of a vCPU: the eventfd that ends its hold, and the sequence of its last fence, and of the last not passable. */
+struct waiter {
+    _Alignas(64) _Atomic bool busy;
+    int fd;
+    _Atomic uint64_t fence, closed;
+};
+
+static struct waiter *waiters;
+static uint64_t spin_ns;
+
+static _Atomic(struct shared *) shared;
+static size_t shared_size, ring_offset;
+static _Atomic bool reader;             /* one is connected */
+static _Atomic bool flushing;           /* `shared` is in use for that */
+static int wake_fd = -1;
+static int reader_stat = -1;            /* its /proc/PID/stat, if we can see it; of its first thread */
+static _Atomic uint64_t late;           /* ring position up to which the reader is late; 0: it is in time */
 
 static atomic_flag ring_lock = ATOMIC_FLAG_INIT;
 static uint64_t sequence;
+
+bool events_create(void)
+{
+    waiters = for_each_vcpu(sizeof *waiters);
+    if (sysconf(_SC_NPROCESSORS_ONLN) > n_vcpus)        /* else the reader may need this very CPU */
+        spin_ns = SPIN_NS;
+    for (unsigned v = 0; waiters && v < n_vcpus; v++)
+        waiters[v].fd = -1;
+    return waiters;
+}
+
+/* --- a session, on the control thread ----------------------------------------------------------------------- */
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+/* Sealed: if the reader could make it shorter, QEMU would die of SIGBUS. */
+static int sealed_memory(size_t size)
+{
+    int fd = memfd_create("pse-trap", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd >= 0 && (ftruncate(fd, size) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)))
+        close_fd(&fd);
+    return fd;
+}
+
+unsigned events_open(pid_t pid, uint64_t flushes, int fds[SESSION_DESCRIPTORS])
+{
+    char path[32];
+    unsigned n = 0;
+    ring_offset = (sizeof(struct shared) + n_vcpus * sizeof shared->vcpu[0] + 4095) / 4096 * 4096;
+    shared_size = ring_offset + SLOTS * sizeof(struct event);
+    int memory = sealed_memory(shared_size);
+    struct shared *s = mmap(NULL, shared_size, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+    if (s == MAP_FAILED) {
+        close_fd(&memory);
+        return 0;
+    }
+    fds[n++] = memory;
+    fds[n++] = wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    for (unsigned v = 0; v < n_vcpus; v++) {
+        fds[n++] = waiters[v].fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        waiters[v].fence = waiters[v].closed = 0;
+    }
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    reader_stat = open(path, O_RDONLY | O_CLOEXEC);
+    s->ring_offset = ring_offset;
+    s->flushes = flushes;
+    late = 0;
+    shared = s;
+    reader = true;
+    return n;
+}
+
+void events_close(void)
+{
+    reader = false;
+    for (unsigned v = 0; v < n_vcpus; v++)
+        while (waiters[v].busy) {       /* held: let go */
+            eventfd_write(waiters[v].fd, 1);
+            sched_yield();
+        }
+    while (flushing)
+        sched_yield();
+    struct shared *s = atomic_exchange(&shared, NULL);
+    if (s)
+        munmap(s, shared_size);
+    for (unsigned v = 0; v < n_vcpus; v++)
+        close_fd(&waiters[v].fd);
+    close_fd(&wake_fd);
+    close_fd(&reader_stat);
+}
+
+void events_flushed(uint64_t number)
+{
+    flushing = true;
+    if (reader)
+        shared->flushes = number;
+    flushing = false;
+}
+
+/* --- waiting, on the vCPU's thread -------------------------------------------------------------------------- */
+void events_add_vcpu(unsigned v)
+{
+    raise_word(v, ON_ENTRY, BY_FENCE);  /* there may be one */
+}
+
+void events_enter(unsigned v)
+{
+    waiters[v].busy = true;
+}
+
+void events_leave(unsigned v)
+{
+    waiters[v].busy = false;
+}
 
 static uint64_t now(void)
 {
@@ -96,67 +196,68 @@ static void await(struct shared *s, unsigned of, uint64_t seq, unsigned limit_ms
     s->waited_ns += now() - begin;
 }
 
-/* `low`: only the high ones stop it; those that it leaves behind are for the next one to look for. */
-void pass_fences(unsigned v, bool low, unsigned limit_ms)
+void pass_fences(unsigned v, bool passing, unsigned limit_ms)
 {
-    struct shared *s = shared;
-    if (!low)
-        __atomic_fetch_and(&score_of(v)->entry, 0, __ATOMIC_SEQ_CST);
+    struct shared *s = reader ? shared : NULL;
+    if (!passing)                       /* else the next system call has to look for those that this one passes */
+        lower_word(v, ON_ENTRY, BY_FENCE);
     for (unsigned i = 0; s && i < n_vcpus; i++) {
-        uint64_t seq = low ? vcpus[i].high : vcpus[i].fence;
+        uint64_t seq = passing ? waiters[i].closed : waiters[i].fence;
         if (!late && s->vcpu[i].resumed < seq)
-            await(s, i, seq, limit_ms, -1);     /* several may wait for it, and most times nobody does */
+            await(s, i, seq, limit_ms, -1);     /* no eventfd: several may wait for it */
     }
 }
 
-static void put_up_fence(unsigned v, uint64_t seq, bool low)
+static void put_up_fence(unsigned v, uint64_t seq, bool passable)
 {
-    if (!low)
-        vcpus[v].high = seq;
-    vcpus[v].fence = seq;
+    if (!passable)
+        waiters[v].closed = seq;
+    waiters[v].fence = seq;
     for (unsigned i = 0; i < n_vcpus; i++)
-        if (vcpus[i].seen)
-            __atomic_fetch_or(&score_of(i)->entry, 1, __ATOMIC_SEQ_CST);
+        if (vcpu_seen(i))
+            raise_word(i, ON_ENTRY, BY_FENCE);
+}
+
+/* --- the ring, on the vCPU's thread ------------------------------------------------------------------------- */
+static void read_registers(struct event *e, bool all)
+{
+    static const uint8_t brief[] = {BRIEF_REGISTERS};
+    if (all)
+        for (unsigned i = 0; i < EVENT_REGISTERS; i++)
+            e->registers[i] = reg(e->vcpu, i);
+    else
+        for (unsigned i = 0; i < sizeof brief; i++)
+            e->registers[brief[i]] = reg(e->vcpu, brief[i]);
 }
 
 void emit(struct event *e, enum action action, unsigned limit_ms)
 {
-    struct shared *s = shared;
-    unsigned v = e->vcpu;
-    static const uint8_t brief[] = {0, 2, 6, 7, 10};    /* rax rdx rsi rdi r10 */
-    if (!s)
+    struct shared *s = reader ? shared : NULL;
+    if (!s || action == OFF)
         return;
     if (late && s->tail >= late)
         late = 0;
-    bool held = action >= HOLD && !late;
-    if (action == HOLD)
-        for (int i = 0; i < 18; i++)
-            e->regs[i] = reg(v, i);
-    else
-        for (unsigned i = 0; i < sizeof brief; i++)
-            e->regs[brief[i]] = reg(v, brief[i]);
-    e->held = held ? action - RECORD : 0;
-    e->cpu = sched_getcpu();
-    e->time = now();
+    if (late)
+        action = RECORD;
+    read_registers(e, action == HOLD);
+    e->action = action;
+    e->time_ns = now();
     while (atomic_flag_test_and_set_explicit(&ring_lock, memory_order_acquire))
         ;
     uint64_t head = s->head, used = head - s->tail;
     e->sequence = ++sequence;
-    bool fits = used < (held ? SLOTS : SLOTS - 256);
+    bool fits = used < (action == RECORD ? SLOTS - FOR_HELD : SLOTS);
     if (fits) {
-        if (held && action >= FENCE)    /* before the reader can resume it */
-            put_up_fence(v, e->sequence, action == LOW_FENCE);
+        if (action >= FENCE)            /* before the reader can resume it */
+            put_up_fence(e->vcpu, e->sequence, action == PASSABLE_FENCE);
         memcpy((char *)s + ring_offset + head % SLOTS * sizeof *e, e, sizeof *e);
         s->head = head + 1;
     } else {
         s->dropped++;
     }
     atomic_flag_clear_explicit(&ring_lock, memory_order_release);
-    if ((held || used == SLOTS / 4) && s->asleep) {
-        uint64_t one = 1;
-        if (write(wake_fd, &one, sizeof one) < 0)
-            return;
-    }
-    if (held && fits && action == HOLD)
-        await(s, v, e->sequence, limit_ms, vcpus[v].fd);
+    if ((action >= HOLD || used == SLOTS / 4) && s->asleep)
+        eventfd_write(wake_fd, 1);
+    if (fits && action == HOLD)
+        await(s, e->vcpu, e->sequence, limit_ms, waiters[e->vcpu].fd);
 }

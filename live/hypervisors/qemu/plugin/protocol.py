@@ -1,9 +1,7 @@
-"""What the trap plugin and its reader exchange, as bytes (the C side is shared.h).  Pure.
+"""The wire format of the trap plugin, as bytes.  Pure: no I/O here.
 
-Connecting yields 16 bytes (magic, protocol, vCPUs, slots) with descriptors: a memfd, an eventfd that the
-plugin writes when something wants to be read, and one eventfd per vCPU that the reader writes after a resume
-word.  Each request sent is answered with 16 bytes: a status and the number of the cache flush that it waits
-for.
+The C side is wire.h, which also says what is sent when; `tests/hypervisors/test_wire.py` compares the two.
+All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -12,62 +10,63 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from live.core.machine import Architecture
 from live.core.memory import GuestVirtual
-from live.core.traps import AsidChange, CodeHit, Entry, Syscall, Trap, TrapRequest, VcpuIndex, asid_of
+from live.core.traps import Abi, Action, AsidChange, CodeHit, Syscall, Trap, TrapRequest, VcpuIndex
 
 MAGIC = 0x31455350
-PROTOCOL = 5
+PROTOCOL = 6
+
 HELLO = struct.Struct("<4I")
+"""Magic, protocol, vCPUs, slots."""
+ARM = struct.Struct("<I4B6I48Q")
+"""What a request begins with; quadwords follow."""
 ANSWER = struct.Struct("<2Q")
-ARM, PREPARE, MADE = range(3)
-"""What a request is for: to be in force; to have in code that is made from now on what it will need; to be in
-force, and its addresses are in no code from before that.  Such code is what `STATUS_UNMADE` tells of."""
+"""A status, and for `STATUS_FLUSHING` what the word at `FLUSHES_AT` comes to when the request is in force."""
+EVENT = struct.Struct("<2Q4BI4Q18Q")
+"""What a slot of the ring begins with."""
+
 STATUS_FLUSHING = 1
 STATUS_NO_MEMORY = 4
-STATUS_UNMADE = 5
 
-RING_OFFSET = struct.Struct("<Q")
-RING_OFFSET_AT = 16
+RING_OFFSET_AT = 0
 HEAD_AT, TAIL_AT, ASLEEP_AT = 64, 128, 136
 DROPPED_AT, TIMEOUTS_AT, FLUSHES_AT, WAITED_AT = 192, 200, 208, 216
 RESUMED_AT = 256
+"""Where in shared memory which quadword is, in bytes; the last one is the first vCPU's,"""
 RESUMED_STRIDE = 64
-EVENT_SIZE = 256
-HELD_AT, FENCED = 17, 2
-"""Where in an event it says how it is held, and the least value for a fence."""
-CPU = struct.Struct("<Q")
-CPU_AT = 200
-"""Where it says on which of the host's CPUs the vCPU was."""
+"""and so far from the next one's."""
 
-_EVENT = struct.Struct("<2Q4BI4Q18Q")
-_HEAD = struct.Struct("<I4B8I48Q")
-_REGISTERS = (
-    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
-    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base"),
-)
-_BRIEF = (0, 2, 6, 7, 10)
-_KIND_ASID, _KIND_SYSCALL = 1, 2
-_HELD = 1
+EVENT_SIZE = 256
+"""Bytes of a slot."""
+ACTION_AT = 17
+"""Where in an event the action is that was taken; `FENCE` or more: the vCPU runs on, behind a fence."""
+FENCE = 3
+
 MAX_PENDING, MAX_WORDS, MAX_CODE, MAX_FENCES, MAX_ENTRIES = 4096, 64, 4096, 64, 16
-_NUMBERS = 1024
+NUMBERS = 1024
+"""System calls that can be listed: numbers below this one."""
+BRIEF = (0, 2, 6, 7, 10)
+"""Which registers, of `Architecture.trap_registers`, an event has whose vCPU does not stand."""
+KIND_ASID_CHANGE, KIND_SYSCALL = 1, 2
+_HOLD = int(Action.HOLD)
 
 
 def _bitmap(numbers: frozenset[int]) -> list[int]:
-    words = [0] * (_NUMBERS // 64)
+    words = [0] * (NUMBERS // 64)
     for number in numbers:
-        if not 0 <= number < _NUMBERS:
-            raise ValueError(f"system-call number {number} is not in 0..{_NUMBERS - 1}")
+        if not 0 <= number < NUMBERS:
+            raise ValueError(f"system-call number {number} is not in 0..{NUMBERS - 1}")
         words[number // 64] |= 1 << number % 64
     return words
 
 
-def encode_request(
-    request: TrapRequest, hold_ms: int, address_of: Callable[[int, int], int], stage: int = ARM
-) -> bytes:
+def encode_request(request: TrapRequest, hold_ms: int, hva: Callable[[int, int], int]) -> bytes:
     """The message for a request.
 
-    ``address_of(gpa, size)`` gives the address of guest memory in QEMU's process.  Raises `ValueError` for
-    more than the plugin takes, and whatever ``address_of`` raises.
+    ``hold_ms``: for how many milliseconds a vCPU is held at most.  ``hva(gpa, length)``: the address in
+    QEMU's process of ``length`` bytes of guest memory.  Raises `ValueError` for more than the plugin takes,
+    and whatever ``hva`` raises.
     """
     pending = sorted(request.pending)
     code = sorted(request.code)
@@ -83,15 +82,14 @@ def encode_request(
         raise ValueError("fences that different system calls pass")
     tail: list[int] = [*pending]
     for word in request.words:
-        tail += [address_of(word.gpa, word.size), word.size]
+        tail += [hva(word.gpa, word.size), word.size]
     tail += code
     for fence in fences:
         tail += fence
     for entry in sorted(request.entries):
         tail += entry
-    bits = [*_bitmap(request.syscalls), *_bitmap(request.syscalls32), *_bitmap(frozenset().union(*passing))]
-    return _HEAD.pack(
-        _HEAD.size + 8 * len(tail),
+    return ARM.pack(
+        ARM.size + 8 * len(tail),
         request.asid_changes,
         request.every_syscall,
         request.syscall_action,
@@ -102,32 +100,33 @@ def encode_request(
         len(code),
         len(fences),
         len(request.entries),
-        stage,
-        0,
-        *bits,
+        *_bitmap(request.syscalls),
+        *_bitmap(request.compat_syscalls),
+        *_bitmap(frozenset().union(*passing)),
     ) + struct.pack(f"<{len(tail)}Q", *tail)
 
 
-def decode_event(memory: memoryview, at: int) -> Trap:
-    """The trap in the ring's slot at byte ``at`` of the shared memory."""
-    (sequence, time, kind, held, entry, moved, vcpu, cr3, new_cr3, pc, number, *values) = _EVENT.unpack_from(
-        memory, at
+def decode_event(memory: memoryview, at: int, machine: Architecture) -> Trap:
+    """The trap in the slot at byte ``at`` of the shared memory."""
+    (sequence, time_ns, kind, action, abi, moved, vcpu, root, new_root, pc, number, *values) = (
+        EVENT.unpack_from(memory, at)
     )
-    registers = dict(zip(_REGISTERS, values, strict=True))
-    if held != _HELD:  # a few registers only
-        registers = {_REGISTERS[index]: values[index] for index in _BRIEF}
+    names = machine.trap_registers
+    if action == _HOLD:
+        registers = dict(zip(names, values, strict=True))
+    else:
+        registers = {names[index]: values[index] for index in BRIEF}
     common: dict[str, Any] = {
         "vcpu": VcpuIndex(vcpu),
-        "asid": asid_of(cr3),
-        "cr3": cr3,
+        "asid": machine.asid_of(root),
         "pc": GuestVirtual(pc),
         "sequence": sequence,
-        "time_ns": time,
-        "held": bool(held),
+        "time_ns": time_ns,
+        "held": action >= _HOLD,
         "registers": registers,
     }
-    if kind == _KIND_ASID:
-        return AsidChange(**common, new_asid=asid_of(new_cr3), moved=bool(moved))
-    if kind == _KIND_SYSCALL:
-        return Syscall(**common, number=number, entry=Entry(entry))
+    if kind == KIND_ASID_CHANGE:
+        return AsidChange(**common, new_asid=machine.asid_of(new_root), moved=bool(moved))
+    if kind == KIND_SYSCALL:
+        return Syscall(**common, number=number, abi=Abi(abi))
     return CodeHit(**common)

@@ -1,8 +1,8 @@
 """`TrapSource` over the trap plugin.
 
-Theory of operation: trap.c.  The ring is the only way of events; while we sleep, an eventfd says that a held
-one is in it.  What is merely recorded does not wake us, so a wait looks at the ring again after `_GLANCE`.
-While traps are likely we nap instead: adaptive.py.
+Theory of operation: trap.c and the headers beside it.  Events come through the ring in shared memory, and
+nothing else; while we sleep, an eventfd says that a held one is in it.  What is merely recorded does not wake
+us, so a wait looks at the ring again after `_GLANCE_S`.  While traps are likely we poll instead: adaptive.py.
 """
 
 from __future__ import annotations
@@ -15,32 +15,24 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
-from live.core.errors import GuestGone, MemoryFault, NoTarget, NotPermitted, TargetError
-from live.core.memory import GuestPhysical, Segment
+from live.core.errors import GuestGone, NoTarget, NotPermitted, TargetError
+from live.core.machine import Architecture
 from live.core.traps import AsidChange, CodeHit, Syscall, Trap, TrapCounters, TrapRequest
 from live.hypervisors.qemu.plugin import protocol
 from live.hypervisors.qemu.plugin.adaptive import AdaptivePoll
 
 DEFAULT_HOLD = 1.0
-"""Seconds that a vCPU is held at most, in which the reader gets a CPU (events.c)."""
-_GLANCE = 0.02
-_CONNECT_TIMEOUT = 2.0
-_ARM_TIMEOUT = 10.0
-"""Seconds for a request to be in force that needs code made anew (milliseconds, unless QEMU hangs)."""
+"""Seconds that a vCPU is held at most, of time in which the reader gets a CPU (events.h)."""
+MACHINE = "x86_64"
+"""The architecture that the plugin is for, as `Architecture.name` has it."""
+_GLANCE_S = 0.02
+_CONNECT_TIMEOUT_S = 2.0
+_ARM_TIMEOUT_S = 10.0
+"""For a request to be in force that needs all code made anew: milliseconds, unless QEMU hangs."""
 _NUDGE_S = 0.05
 _U64 = struct.Struct("<Q")
-
-
-class _HostAddresses:
-    """What `PluginSource` needs of the guest's memory: where QEMU has it."""
-
-    segments: tuple[Segment, ...]
-
-    def hva(self, gpa: int, length: int = 1) -> int:
-        """Address in QEMU's process."""
-        raise MemoryFault(gpa)
 
 
 class PluginSource:
@@ -48,6 +40,7 @@ class PluginSource:
 
     mode = "plugin"
     supports: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit})
+    holds_all = False
     prefers: type = CodeHit
     guarantee = (
         "Every trap is taken, on every vCPU, and read before the guest's next system call (other than to "
@@ -58,35 +51,39 @@ class PluginSource:
     def __init__(
         self,
         path: str,
-        memory: object,
+        machine: Architecture,
+        hva: Callable[[int, int], int],
         hold: float = DEFAULT_HOLD,
         nudge: Callable[[], None] | None = None,
-        remake: Callable[[Collection[GuestPhysical]], bool] | None = None,
     ) -> None:
-        """Connect to the plugin's socket.  ``memory`` has ``hva(gpa, length)``; ``hold``: limit in seconds.
+        """Connect to the plugin's socket at ``path``.
 
-        ``remake`` makes QEMU give up the code that it made of what is at these addresses, and says whether
-        it could.  Without it all code is made anew, and is a little slower than it was.
+        ``machine``: the guest's architecture.  ``hva(gpa, length)``: the address in QEMU's process of
+        ``length`` bytes of guest memory; raises `MemoryFault` for what is no RAM.  ``hold``: for how many
+        seconds a vCPU is held at most.
         ``nudge`` makes every vCPU stand for a moment.  Without it, one that never sleeps and runs no code
-        that it has not run before may keep `arm` waiting then.
+        that it has not run before may keep `arm` waiting.
 
-        Raises `NoTarget`, `NotPermitted`, `TargetError` (in use by another reader, another version).
+        Raises `NoTarget`, `NotPermitted`, `TargetError` (another architecture, in use by another reader,
+        another version).
         """
+        if machine.name != MACHINE:
+            raise TargetError(
+                f"The trap plugin is for {MACHINE}, and this guest is {machine.name}; use another mode."
+            )
         self.description = f"TCG plugin at {path}"
-        self._hva = getattr(memory, "hva", _HostAddresses().hva)
+        self._machine, self._hva, self._nudge = machine, hva, nudge
         self._hold_ms = max(1, round(hold * 1000))
-        self._nudge, self._remake = nudge, remake
-        self._armed = False
         self._delivered = 0
         self._held: dict[int, tuple[int, bool]] = {}
-        """vCPU -> sequence, and whether it is a fence."""
+        """vCPU -> sequence, and whether it is behind a fence."""
         self._descriptors: list[int] = []
         self._socket = _connect(path)
         try:
             hello, self._descriptors, _, _ = socket.recv_fds(self._socket, protocol.HELLO.size, 256)
             if len(hello) < protocol.HELLO.size:
                 raise TargetError(f"The plugin at {path} refused us; run as the guest's owner, or as root.")
-            magic, version, self.vcpu_count, self._slots = protocol.HELLO.unpack(hello)
+            magic, version, vcpus, self._slots = protocol.HELLO.unpack(hello)
             if magic != protocol.MAGIC or version != protocol.PROTOCOL:
                 raise TargetError(
                     "The guest has another version of the trap plugin; restart it with this one."
@@ -101,9 +98,9 @@ class PluginSource:
             self._release()
             raise
         self._view = memoryview(self._map)
-        self._ring = protocol.RING_OFFSET.unpack_from(self._view, protocol.RING_OFFSET_AT)[0]
+        self._ring = self._word(protocol.RING_OFFSET_AT)
         self._tail = 0
-        self.adaptive = AdaptivePoll(spare=len(os.sched_getaffinity(0)) > self.vcpu_count)
+        self._adaptive = AdaptivePoll(spare=len(os.sched_getaffinity(0)) > vcpus)
         self._poll = select.poll()
         self._poll.register(self._descriptors[1], select.POLLIN)
         self._poll.register(self._socket, select.POLLIN)
@@ -124,24 +121,15 @@ class PluginSource:
     def arm(self, request: TrapRequest) -> None:
         """Replace what is trapped.
 
-        In force when this returns, but for *new* code addresses while a trap is held: they need every vCPU
-        to leave generated code for a moment, so they are in force soon after that trap is resumed.
+        In force when this returns, but for *new* code addresses while a trap is held: for them all of QEMU's
+        generated code is made anew, and every vCPU has to leave it for that, so they are in force soon after
+        that trap is resumed.
 
         Raises `MemoryFault` for a word that is not in guest RAM, `TargetError`, `GuestGone`.
         """
         if request.accesses:
             raise TargetError("The trap plugin does not watch data; trap code addresses instead.")
-        stage = protocol.ARM
-        # Where something is trapped already a vCPU may be held, and cannot be made to stand.
-        if self._remake and request.gpas and not self._armed:
-            status, _ = self._send(request, protocol.PREPARE)
-            if status == protocol.STATUS_UNMADE and self._remake(request.gpas):
-                stage = protocol.MADE
-        status, flush = self._send(request, stage)
-        self._armed = True
-        # Behind a fence we compute beside the guest.  Where a vCPU stands we do not, and callbacks may run.
-        self.adaptive.anywhere()
-        self.adaptive.keeps_off = bool(request.fences)
+        status, flush = self._send(request)
         if status == protocol.STATUS_FLUSHING:
             if not self._held:
                 self._await_flush(flush)
@@ -153,10 +141,10 @@ class PluginSource:
         elif status:
             raise TargetError(f"The trap plugin refused the request (status {status}); report this.")
 
-    def _send(self, request: TrapRequest, stage: int) -> tuple[int, int]:
+    def _send(self, request: TrapRequest) -> tuple[int, int]:
         """Status, and the number of the flush that it waits for."""
         try:
-            message = protocol.encode_request(request, self._hold_ms, self._hva, stage)
+            message = protocol.encode_request(request, self._hold_ms, self._hva)
         except ValueError as error:
             raise TargetError(f"The trap plugin cannot do that: {error}; ask for less.") from None
         try:
@@ -171,7 +159,7 @@ class PluginSource:
 
     def _await_flush(self, number: int) -> None:
         nudge_at = time.monotonic() + _NUDGE_S
-        deadline = nudge_at + _ARM_TIMEOUT
+        deadline = nudge_at + _ARM_TIMEOUT_S
         while self._word(protocol.FLUSHES_AT) < number:
             if not self._nothing():
                 return  # a vCPU is held or waits to be; the flush follows when it goes on
@@ -206,9 +194,9 @@ class PluginSource:
     def wait(self, timeout: float | None) -> Trap | None:
         """See `live.core.traps.TrapSource.wait`."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        self.adaptive.poll(self._nothing, deadline)
+        self._adaptive.poll(self._nothing, deadline)
         while self._nothing():
-            rest = min(_GLANCE, deadline - time.monotonic())
+            rest = min(_GLANCE_S, deadline - time.monotonic())
             for number, _flags in self._sleep(max(rest, 0) * 1000):
                 if number == self._descriptors[1]:
                     with contextlib.suppress(BlockingIOError):
@@ -218,15 +206,14 @@ class PluginSource:
             if time.monotonic() >= deadline and self._nothing():
                 return None
         at = self._ring + self._tail % self._slots * protocol.EVENT_SIZE
-        trap = protocol.decode_event(self._view, at)
-        fenced = self._view[at + protocol.HELD_AT] >= protocol.FENCED
-        (cpu,) = protocol.CPU.unpack_from(self._view, at + protocol.CPU_AT)
+        trap = protocol.decode_event(self._view, at, self._machine)
+        fenced = self._view[at + protocol.ACTION_AT] >= protocol.FENCE
         self._tail += 1
         _U64.pack_into(self._view, protocol.TAIL_AT, self._tail)
         self._delivered += 1
         if trap.held:
             self._held[trap.vcpu] = trap.sequence, fenced
-        self.adaptive.trap(trap.time_ns, trap.vcpu, cpu)
+        self._adaptive.trap(trap.time_ns)
         return trap
 
     def _sleep(self, milliseconds: float) -> list[tuple[int, int]]:
@@ -254,11 +241,10 @@ class PluginSource:
         """Detach: the plugin lets every vCPU go and is idle again.  Safe to call twice."""
         if self._socket.fileno() < 0:
             return
-        self.adaptive.anywhere()
         # The plugin hangs up when it has let go, so that nothing of ours is in force when this returns.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-            self._socket.settimeout(_CONNECT_TIMEOUT)
+            self._socket.settimeout(_CONNECT_TIMEOUT_S)
             self._socket.recv(1)
         self._view.release()
         self._map.close()
@@ -272,7 +258,7 @@ class PluginSource:
 
 def _connect(path: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(_CONNECT_TIMEOUT)
+    connection.settimeout(_CONNECT_TIMEOUT_S)
     try:
         connection.connect(path)
     except PermissionError:

@@ -1,12 +1,11 @@
-"""Events on a terminal, as plain lines, or as JSON lines.  Guest text is escaped here, always."""
+"""Events as a table: in colour on a terminal, else as plain lines.  All guest text is escaped here."""
 
 from __future__ import annotations
 
 import datetime
-import sys
 import time
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -14,9 +13,8 @@ from rich.text import Text
 
 from live.core.events import EndReason, Event, Process, ProcessEnd, ProcessExec
 from live.core.text import printable
-from live.linux.boot import System
-from live.output import ecs
 from live.output.columns import COLUMNS, action
+from live.output.contract import Context, Sink
 
 _STYLES = {"start": "green", "exec": "cyan", "end": "red"}
 _GAP = "  "
@@ -25,31 +23,18 @@ _PATIENCE_S = 0.2
 _REFRESH_S = 0.25
 
 
-class Renderer(Protocol):
-    """Where events go."""
-
-    def show(self, event: Event) -> None:
-        """One event, at once."""
-
-    def pause(self, summary: Callable[[], str]) -> None:
-        """Nothing happens just now: time for what can wait.  ``summary`` says how it stands."""
-
-    def close(self) -> None:
-        """Nothing follows."""
-
-
 def cells(event: Event) -> list[str]:
-    """The text of every column, escaped; "-" for what is not known."""
+    """The text of every column, escaped; "-" for None."""
     return [_cell(column.value(event)) for column in COLUMNS]
 
 
 def row(event: Event) -> str:
-    """The cells of an event as one aligned line."""
+    """An event as one aligned line."""
     return _join(cells(event))
 
 
 def header() -> str:
-    """The line above plain lines."""
+    """The column titles, aligned like `row`."""
     return _join([column.title for column in COLUMNS])
 
 
@@ -70,7 +55,7 @@ def _join(texts: list[str]) -> str:
 
 
 class Folder:
-    """Makes one row of the three events of an exec, for people; JSON and the API have all three."""
+    """Reduces the three events of an exec to one row.  (JSON and the API have all three.)"""
 
     def __init__(self) -> None:
         """No exec has been shown yet."""
@@ -87,7 +72,7 @@ class Folder:
 
 
 class PlainRenderer:
-    """Aligned columns, one line an event (one in all for an exec), flushed; for pipes and logs."""
+    """A `Sink` of aligned plain lines, one per row, each flushed; for pipes and logs."""
 
     def __init__(self, out: TextIO) -> None:
         """Print the header."""
@@ -96,7 +81,7 @@ class PlainRenderer:
         self._line(header())
 
     def show(self, event: Event) -> None:
-        """One line."""
+        """Write one line, or none (see `Folder`)."""
         if self._folder.shown(event):
             self._line(row(event))
 
@@ -105,36 +90,17 @@ class PlainRenderer:
         self._out.flush()
 
     def pause(self, summary: Callable[[], str]) -> None:
-        """There is nothing that waits."""
+        """Nothing is deferred."""
 
     def close(self) -> None:
-        """Everything is flushed."""
-
-
-class JsonRenderer:
-    """One Elastic Common Schema document a line, flushed, and nothing else."""
-
-    def __init__(self, out: TextIO, system: System, *, host: str, mode: str) -> None:
-        """Nothing is printed yet."""
-        self._out, self._system, self._host, self._mode = out, system, host, mode
-
-    def show(self, event: Event) -> None:
-        """One line."""
-        self._out.write(ecs.line(event, self._system, host=self._host, mode=self._mode) + "\n")
-        self._out.flush()
-
-    def pause(self, summary: Callable[[], str]) -> None:
-        """There is nothing that waits, and nothing but events goes to standard output."""
-
-    def close(self) -> None:
-        """Everything is flushed."""
+        """Nothing to do: every line is flushed."""
 
 
 class RichRenderer:
-    """Rows in colour that scroll, above one status line that stays.
+    """A `Sink` of coloured rows that scroll above a status line.
 
-    A row takes rich a millisecond, in which the next trap would wait; so rows are kept and printed
-    together: at a pause, or when the oldest is `_PATIENCE_S` old.
+    rich takes a millisecond per row, which would delay the next trap.  So rows are collected and
+    printed together: at a pause, or when the oldest is `_PATIENCE_S` old.
     """
 
     def __init__(self, console: Console) -> None:
@@ -148,7 +114,7 @@ class RichRenderer:
         self._print([Text(header(), style="bold")])
 
     def show(self, event: Event) -> None:
-        """One row; Text, not markup, so that guest text cannot style itself."""
+        """Add one row, as `Text` and not markup, so that guest text cannot style itself."""
         if not self._folder.shown(event):
             return
         if not self._rows:
@@ -158,7 +124,7 @@ class RichRenderer:
             self._flush()
 
     def pause(self, summary: Callable[[], str]) -> None:
-        """Print the rows that wait; renew the status line four times a second."""
+        """Print the collected rows; update the status line, every `_REFRESH_S` at most."""
         self._flush()
         now = time.monotonic()
         if now - self._refreshed > _REFRESH_S:
@@ -176,15 +142,16 @@ class RichRenderer:
         self._console.print(Text("\n").join(rows), no_wrap=True, overflow="ellipsis", crop=True)
 
     def close(self) -> None:
-        """Print what waits, take the status line away."""
+        """Print the collected rows and remove the status line."""
         self._flush()
         self._live.stop()
 
 
-def choose(system: System, *, json: bool, host: str, mode: str) -> Renderer:
-    """JSON if asked for, else a rich table on a terminal, else plain lines."""
-    if json:
-        return JsonRenderer(sys.stdout, system, host=host, mode=mode)
-    if sys.stdout.isatty():
-        return RichRenderer(Console())
-    return PlainRenderer(sys.stdout)
+def table(context: Context) -> Sink:
+    """A coloured table above a status line if the output is a terminal, else plain lines."""
+    return RichRenderer(Console(file=context.out)) if context.out.isatty() else PlainRenderer(context.out)
+
+
+def plain(context: Context) -> Sink:
+    """Plain aligned lines, also on a terminal."""
+    return PlainRenderer(context.out)

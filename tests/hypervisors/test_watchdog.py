@@ -1,4 +1,4 @@
-"""The guardian without a guest: its watcher has died, and QEMU is slow to hear it, or ends meanwhile."""
+"""The watchdog process without a guest: its watcher has died, QEMU is slow to hear it, or ends meanwhile."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from live.hypervisors.qemu.monitor import watchdog_process as guardian
+from live.hypervisors.qemu.monitor import watchdog_process
 
 KINDS = {
     "gdb": (b"$D#44", b"$OK#9a"),
-    "qmp": (b'"cont"', b'{"return": {}, "id": "pse-guardian"}\r\n'),
+    "qmp": (b'"cont"', b'{"return": {}, "id": "pse-watchdog"}\r\n'),
     "hmp": (b"cont\n", b"cont\r\nprint /d 0x70736521\r\n1886610721\r\n(qemu) "),
 }
 """What it says, and what QEMU answers."""
@@ -24,14 +24,14 @@ KINDS = {
 
 @contextlib.contextmanager
 def orphaned(kind: str) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
-    """A guardian whose watcher was killed in a stop, and QEMU's end of the socket."""
+    """A watchdog whose watcher was killed in a stop, and QEMU's end of the socket."""
     page = os.memfd_create("page")
-    os.pwrite(page, guardian.FOREVER.to_bytes(8, "little"), guardian.DEADLINE_AT)
-    os.pwrite(page, bytes(16), guardian.TAKEN_AT)
+    os.pwrite(page, watchdog_process.FOREVER.to_bytes(8, "little"), watchdog_process.DEADLINE_AT)
+    os.pwrite(page, bytes(16), watchdog_process.TAKEN_AT)
     pipe, watcher = os.pipe()
     shared, qemu = socket.socketpair()
     numbers = (shared.fileno(), pipe, page)
-    command = [sys.executable, "-I", "-S", guardian.__file__, kind, *map(str, numbers)]
+    command = [sys.executable, "-I", "-S", watchdog_process.__file__, kind, *map(str, numbers)]
     with qemu, subprocess.Popen(command, pass_fds=numbers) as process:
         shared.close()
         for number in (page, pipe, watcher):
@@ -42,6 +42,7 @@ def orphaned(kind: str) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_does_not_hang_up_before_qemu_has_heard_it(kind: str) -> None:
     word, answer = KINDS[kind]
@@ -74,10 +75,10 @@ def test_what_is_unread_is_found_without_waiting_for_more() -> None:
     with ours, stub:
         ours.settimeout(60)
         began = time.monotonic()
-        assert not guardian.said(ours)
+        assert not watchdog_process.said(ours)
         stub.send(b"+")
-        assert not guardian.said(ours)
+        assert not watchdog_process.said(ours)
         stub.send(b"$T05thread:01;#07")
-        assert guardian.said(ours)
+        assert watchdog_process.said(ours)
         assert time.monotonic() - began < 30
         assert ours.recv(64) == b"+$T05thread:01;#07", "nothing is taken, and the socket is still there"

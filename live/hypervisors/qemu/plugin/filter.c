@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: BSD-2-Clause
+ *
+ * See filter.h.
+ */
+#define _GNU_SOURCE
+#include "filter.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+struct decision { _Alignas(64) _Atomic bool under_way; };
+
+static _Atomic(struct filter *) installed;
+static _Atomic unsigned wanted;                 /* words that the filter wants raised: bit 1 << enum word */
+static struct decision *decisions;              /* by vCPU */
+
+bool filter_create(void)
+{
+    decisions = for_each_vcpu(sizeof *decisions);
+    return decisions;
+}
+
+/* --- on the control thread ---------------------------------------------------------------------------------- */
+static int compare(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static bool any(const uint64_t *bits, unsigned n)
+{
+    while (n--)
+        if (bits[n])
+            return true;
+    return false;
+}
+
+static bool readable(uint64_t at, uint64_t size)
+{
+    uint64_t value;
+    struct iovec to = {&value, size}, from = {(void *)at, size};
+    return (size == 4 || size == 8) && at % size == 0
+           && process_vm_readv(getpid(), &to, 1, &from, 1, 0) == (ssize_t)size;
+}
+
+static uint64_t value_of(const struct watched *w)
+{
+    return w->size == 8 ? *(volatile uint64_t *)w->address : *(volatile uint32_t *)w->address;
+}
+
+static enum reply watch_words(struct filter *f, const uint64_t *pairs)
+{
+    const struct filter *old = installed;
+    f->words = calloc(f->head.n_words + 1, sizeof *f->words);
+    if (!f->words)
+        return NO_MEMORY;
+    for (unsigned i = 0; i < f->head.n_words; i++) {
+        struct watched *w = &f->words[i];
+        w->address = pairs[QUADS_PER_WORD * i];
+        w->size = pairs[QUADS_PER_WORD * i + 1];
+        if (!readable(w->address, w->size))
+            return BAD_ADDRESS;
+        w->last = value_of(w);
+        for (unsigned k = 0; old && k < old->head.n_words; k++)
+            if (old->words[k].address == w->address)    /* what moved since it was last compared still counts */
+                w->last = old->words[k].last;
+    }
+    return IN_FORCE;
+}
+
+static void classify(struct filter *f)
+{
+    const struct arm *a = &f->head;
+    bool listed = a->every || (a->syscall && (any(a->syscalls, BITMAP) || any(a->compat_syscalls, BITMAP)));
+    f->only_pending = a->n_pending && !listed;
+    f->syscalls = listed || a->n_pending;
+    f->asids = a->asid || a->n_words || f->only_pending;
+    f->codes = a->code && a->n_code;
+}
+
+struct filter *filter_make(const struct arm *a, enum reply *reply)
+{
+    const uint64_t *tail = (const uint64_t *)(a + 1);
+    *reply = BAD;
+    if (a->n_pending > MAX_PENDING || a->n_words > MAX_WORDS || a->n_code > MAX_CODE || a->n_fences > MAX_FENCES
+        || a->n_entries > MAX_ENTRIES)
+        return NULL;
+    size_t words = (size_t)QUADS_PER_WORD * a->n_words;
+    size_t others = (size_t)a->n_code + QUADS_PER_FENCE * a->n_fences + QUADS_PER_ENTRY * a->n_entries;
+    if (a->length != sizeof *a + (a->n_pending + words + others) * sizeof *tail)
+        return NULL;
+    *reply = NO_MEMORY;
+    struct filter *f = calloc(1, sizeof *f + (a->n_pending + others) * sizeof *tail);
+    if (!f)
+        return NULL;
+    f->head = *a;
+    f->pending = (uint64_t *)(f + 1);
+    f->code = f->pending + a->n_pending;
+    f->fences = f->code + a->n_code;
+    f->entries = f->fences + QUADS_PER_FENCE * a->n_fences;
+    memcpy(f->pending, tail, a->n_pending * sizeof *tail);
+    memcpy(f->code, tail + a->n_pending + words, others * sizeof *tail);
+    qsort(f->pending, a->n_pending, sizeof *tail, compare);
+    qsort(f->code, a->n_code, sizeof *tail, compare);
+    classify(f);
+    *reply = watch_words(f, tail + a->n_pending);
+    if (*reply == IN_FORCE)
+        return f;
+    filter_free(f);
+    return NULL;
+}
+
+void filter_free(struct filter *f)
+{
+    if (f)
+        free(f->words);
+    free(f);
+}
+
+static void update_words(unsigned v)
+{
+    unsigned words;
+    do {
+        words = wanted;
+        for (enum word w = 0; w < WORDS; w++)
+            (words >> w & 1 ? raise_word : lower_word)(v, w, BY_FILTER);
+    } while (words != wanted);
+}
+
+void filter_install(struct filter *new)
+{
+    struct filter *old = atomic_exchange(&installed, new);
+    for (unsigned v = 0; v < n_vcpus; v++)
+        while (decisions[v].under_way)
+            sched_yield();
+    filter_free(old);
+    wanted = new ? new->syscalls << ON_SYSCALL | new->asids << ON_CR3 | new->codes << ON_CODE : 0;
+    for (unsigned v = 0; v < n_vcpus; v++)
+        if (vcpu_seen(v))
+            update_words(v);
+}
+
+/* --- on the vCPU's thread ----------------------------------------------------------------------------------- */
+void filter_add_vcpu(unsigned v)
+{
+    update_words(v);
+}
+
+const struct filter *filter_enter(unsigned v)
+{
+    decisions[v].under_way = true;
+    return installed;
+}
+
+void filter_leave(unsigned v)
+{
+    decisions[v].under_way = false;
+}
+
+/* Without PCID, the bit of page-table isolation, and the no-flush bit: see live/arch/x86_64.py. */
+static uint64_t asid_of(uint64_t cr3)
+{
+    return cr3 & ~(0x1fffull | 1ull << 63);
+}
+
+static bool has(const uint64_t *set, size_t n, uint64_t x)
+{
+    return n && bsearch(&x, set, n, sizeof x, compare);
+}
+
+static bool listed(const uint64_t *bitmap, uint64_t number)
+{
+    return number < SYSCALL_NUMBERS && bitmap[number / 64] >> number % 64 & 1;
+}
+
+enum action filter_syscall(const struct filter *f, struct event *e)
+{
+    if (!f || !f->syscalls)
+        return OFF;
+    e->number = (uint32_t)reg(e->vcpu, RAX);
+    e->cr3 = reg(e->vcpu, CR3);
+    enum action action = f->head.every;
+    if (has(f->pending, f->head.n_pending, asid_of(e->cr3)))
+        action = HOLD;
+    else if (f->only_pending)           /* until the vCPU comes to such an asid */
+        lower_word(e->vcpu, ON_SYSCALL, BY_FILTER);
+    const uint64_t *bitmap = e->abi == NATIVE ? f->head.syscalls : f->head.compat_syscalls;
+    if (f->head.syscall > action && listed(bitmap, e->number))
+        action = f->head.syscall;
+    return action;
+}
+
+static bool moved(struct watched *w)
+{
+    uint64_t value = value_of(w);
+    return value != atomic_load_explicit(&w->last, memory_order_relaxed) && atomic_exchange(&w->last, value) != value;
+}
+
+enum action filter_cr3(const struct filter *f, struct event *e, unsigned source)
+{
+    if (!f || !f->asids)
+        return OFF;
+    e->cr3 = reg(e->vcpu, CR3);
+    e->new_cr3 = reg(e->vcpu, source);
+    if (asid_of(e->cr3) == asid_of(e->new_cr3))
+        return OFF;
+    if (f->only_pending) {
+        bool pending = has(f->pending, f->head.n_pending, asid_of(e->new_cr3));
+        (pending ? raise_word : lower_word)(e->vcpu, ON_SYSCALL, BY_FILTER);
+    }
+    for (unsigned i = 0; i < f->head.n_words; i++)
+        e->moved |= moved(&f->words[i]);
+    return e->moved ? HOLD : f->head.asid;
+}
+
+/* The fence at this address; HOLD if there is none, or nothing where the function's first argument leads. */
+static enum action fence_at(const struct filter *f, unsigned v, uint64_t pc)
+{
+    for (unsigned i = 0; f->head.n_entries && i < f->head.n_fences; i++) {
+        const uint64_t *fence = &f->fences[QUADS_PER_FENCE * i];
+        if (fence[0] == pc)
+            return !quadword(v, reg(v, RDI) + fence[1]) ? HOLD : fence[2] ? PASSABLE_FENCE : FENCE;
+    }
+    return HOLD;
+}
+
+enum action filter_code(const struct filter *f, struct event *e)
+{
+    if (!f || !has(f->code, f->head.n_code, e->pc))
+        return OFF;
+    e->cr3 = reg(e->vcpu, CR3);
+    return f->head.code == HOLD ? fence_at(f, e->vcpu, e->pc) : f->head.code;
+}
+
+bool filter_passes(const struct filter *f, unsigned v, enum abi abi)
+{
+    return f && abi == NATIVE && listed(f->head.passing, (uint32_t)reg(v, RAX));
+}

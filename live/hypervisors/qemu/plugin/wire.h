@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: BSD-2-Clause
+ *
+ * The wire format: what goes between the trap plugin and its reader, byte for byte.
+ *
+ * protocol.py has the same numbers; tests/hypervisors/test_wire.py compares the two.  Raise PROTOCOL with every
+ * change here.
+ *
+ * 1. The reader connects and gets a struct hello, with descriptors: the memory of struct shared, an eventfd that
+ *    is written when an event wants to be read, and for each vCPU one that the reader writes after a resume word.
+ * 2. Each request of the reader is a struct arm and what follows it, and is answered by a struct answer.
+ * 3. Events are in the ring in shared memory: number n in slot n % slots, from `tail` up to, but not with, `head`.
+ *
+ * All is little-endian and naturally aligned, as this host has it: both sides run on it.
+ */
+#pragma once
+#include <stdatomic.h>
+#include <stdint.h>
+
+enum { MAGIC = 0x31455350, PROTOCOL = 6 };                     /* "PSE1" */
+enum { SLOTS = 8192, MAX_VCPUS = 250 };                         /* Linux passes 253 descriptors at once, SCM_MAX_FD */
+enum { MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096, MAX_FENCES = 64, MAX_ENTRIES = 16 };
+enum { SYSCALL_NUMBERS = 1024, BITMAP = SYSCALL_NUMBERS / 64 };
+
+enum kind { ASID_CHANGE = 1, SYSCALL = 2, CODE_HIT = 3 };
+enum action { OFF, RECORD, HOLD, FENCE, PASSABLE_FENCE };       /* a request has the first three only */
+enum abi { NATIVE, COMPAT };                                    /* whose table a system call's number is of */
+enum reply { IN_FORCE, FLUSHING, BAD, BAD_ADDRESS, NO_MEMORY };
+
+/* The order of registers in an event.  Without HOLD only the brief ones are read; the others are 0. */
+#define REGISTER_NAMES "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", \
+                       "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base"
+#define BRIEF_REGISTERS 0, 2, 6, 7, 10
+enum { EVENT_REGISTERS = 18 };
+
+struct hello {
+    uint32_t magic, protocol, vcpus, slots;
+};
+
+struct event {
+    uint64_t sequence, time_ns;                 /* CLOCK_MONOTONIC */
+    uint8_t kind, action, abi, moved;
+    uint32_t vcpu;
+    uint64_t cr3, new_cr3, pc, number, registers[EVENT_REGISTERS], unused[7];
+};
+_Static_assert(sizeof(struct event) == 256, "a slot is four cache lines");
+
+/* A cache line for each writer: the plugin has `head` and the counters, the reader has `tail` and its vCPU's word. */
+struct shared {
+    uint64_t ring_offset;                       /* bytes from here to slot 0 */
+    _Alignas(64) _Atomic uint64_t head;
+    _Alignas(64) _Atomic uint64_t tail;
+    _Atomic uint64_t asleep;                    /* the reader wants its eventfd written */
+    _Alignas(64) _Atomic uint64_t dropped;
+    _Atomic uint64_t timeouts, flushes, waited_ns;
+    struct { _Alignas(64) _Atomic uint64_t resumed; } vcpu[];   /* sequence of the last event that was resumed */
+};
+
+/* A request.  Quadwords follow it: pending asids; words, as address in this process and size (4 or 8); code
+ * addresses; fences, as code address, offset, and whether they are passable; entries, as address and ABI. */
+struct arm {
+    uint32_t length;                            /* bytes, with what follows */
+    uint8_t asid, every, syscall, code;         /* enum action: asid changes, every call, those listed, code */
+    uint32_t hold_ms, n_pending, n_words, n_code, n_fences, n_entries;
+    uint64_t syscalls[BITMAP], compat_syscalls[BITMAP], passing[BITMAP];        /* bit n % 64 of word n / 64 */
+};
+enum { QUADS_PER_WORD = 2, QUADS_PER_FENCE = 3, QUADS_PER_ENTRY = 2 };
+
+struct answer {
+    uint64_t reply, flush;                      /* FLUSHING: in force when shared.flushes has come to `flush` */
+};

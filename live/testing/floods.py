@@ -1,0 +1,142 @@
+"""Checks of a trap source that are about many traps at once, and about kinds other than code addresses."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from live.core.hypervisor import Guest
+from live.core.memory import GuestVirtual
+from live.core.traps import Access, Action, AsidChange, CodeHit, Syscall, TrapRequest, TrapSource
+from live.testing.subject import Subject
+from live.testing.traps import (
+    TrapContract,
+    after,
+    begin,
+    check_counts,
+    check_order,
+    code_of,
+    drain,
+    functions_of,
+    once,
+    opened,
+)
+
+_MANY = 20
+
+
+class FloodContract(TrapContract):
+    """More than the reader can take, and what else there is to trap."""
+
+    def test_a_slow_reader_loses_nothing_that_is_held(
+        self, subject: Subject, source: TrapSource, code: frozenset[GuestVirtual]
+    ) -> None:
+        """It holds the guest up, and that is all."""
+        source.arm(TrapRequest(code=code))
+        traps = after(source, subject, _MANY, slow=0.01)
+        check_counts(subject, _MANY, traps)
+        check_order(traps)
+        assert source.counters.dropped == source.counters.hold_timeouts == 0
+
+    def test_what_is_only_recorded_holds_nobody(
+        self, subject: Subject, source: TrapSource, code: frozenset[GuestVirtual]
+    ) -> None:
+        """The guest runs to the end of its work though nobody reads; then all is there, or counted."""
+        source.arm(TrapRequest(code=code, code_action=Action.RECORD))
+        if any(trap.held for trap in after(source, subject, 1)):
+            pytest.skip("the source holds where it is asked to record, and says so of each trap")
+        before = source.counters
+        begin(subject, _MANY)()  # nobody reads
+        traps = drain(source, lambda: None, subject.quiet)
+        check_order(traps)
+        if source.counters.dropped == before.dropped:
+            check_counts(subject, _MANY, traps)
+        assert not any(trap.held for trap in traps)
+        assert source.counters.delivered == before.delivered + len(traps)
+        assert source.counters.hold_timeouts == 0
+
+    def test_a_flood_of_what_is_recorded_drops_nothing_that_is_held(
+        self, subject: Subject, source: TrapSource, code: frozenset[GuestVirtual]
+    ) -> None:
+        """Every system call is recorded, and the reader sleeps; code addresses are held all the same."""
+        if Syscall not in source.supports:
+            pytest.skip("the source declares that it does not trap system calls")
+        source.arm(TrapRequest(code=code, every_syscall=Action.RECORD))
+        wait = begin(subject, _MANY)
+        time.sleep(subject.hold / 4)
+        traps = drain(source, wait, subject.quiet)
+        check_order(traps)
+        held = [trap for trap in traps if isinstance(trap, CodeHit)]
+        check_counts(subject, _MANY, held)
+        assert all(trap.held for trap in held)
+        calls = [trap for trap in traps if isinstance(trap, Syscall)]
+        assert calls or source.counters.dropped
+        assert not any(trap.held for trap in calls)
+        assert all(trap.number >= 0 for trap in calls)
+        assert source.counters.hold_timeouts == 0
+
+    def test_asid_changes(self, subject: Subject, source: TrapSource) -> None:
+        """Of another asid each."""
+        if AsidChange not in source.supports:
+            pytest.skip("the source declares that it does not trap asid changes")
+        source.arm(TrapRequest(asid_changes=Action.RECORD))
+        traps = after(source, subject, 3)
+        check_order(traps)
+        assert traps, "processes began and ended, and the asid never changed"
+        for trap in traps:
+            assert isinstance(trap, AsidChange)
+            assert trap.new_asid != trap.asid
+            assert not trap.held
+
+    def test_system_calls_in_one_asid(self, subject: Subject, source: TrapSource) -> None:
+        """What is pending is held; a system call of another asid is no trap."""
+        if not {Syscall, AsidChange} <= source.supports:
+            pytest.skip("the source declares that it does not trap system calls, or asid changes")
+        functions_of(subject)
+        source.arm(TrapRequest(every_syscall=Action.RECORD))
+        calls = [trap for trap in after(source, subject, 1) if isinstance(trap, Syscall)]
+        assert calls, "processes began and ended without a system call"
+        number = max({trap.number for trap in calls if trap.number < 1024})
+        source.arm(TrapRequest(syscalls=frozenset({number})))
+        again = after(source, subject, 1)
+        assert again, f"the system call {number} was made before, and now it is not"
+        assert {trap.number for trap in again if isinstance(trap, Syscall)} == {number}
+        assert all(trap.held for trap in again)
+
+    def test_accesses(self, subject: Subject, guest: Guest, mode: str) -> None:
+        """The vCPU stands behind the instruction that has touched the word."""
+        if not subject.accesses:
+            pytest.skip("the subject knows no words that the guest touches")
+        source = opened(guest, mode, frozenset({Access}), subject.hold)
+        try:
+            if Access not in source.supports:
+                pytest.skip("the source declares that it does not trap accesses to data")
+            source.arm(TrapRequest(accesses=subject.accesses))
+            traps = after(source, subject, 3)
+            behind = {one.word: one.behind for one in subject.accesses}
+            assert traps, "the words were not touched"
+            check_order(traps)
+            for trap in traps:
+                assert isinstance(trap, Access)
+                assert trap.held
+                assert trap.pc in behind[trap.address]
+        finally:
+            source.close()
+
+    def test_a_trap_that_nobody_took_is_gone_with_its_reader(
+        self, subject: Subject, guest: Guest, source: TrapSource, code: frozenset[GuestVirtual], mode: str
+    ) -> None:
+        """Closed while one is held that was not even read."""
+        first, _ = functions_of(subject)
+        source.arm(TrapRequest(code=frozenset({first.address})))
+        wait = begin(subject, once(subject))
+        time.sleep(subject.hold / 4)
+        source.close()
+        wait()
+        again = opened(guest, mode, frozenset({CodeHit}), subject.hold)
+        try:
+            again.arm(TrapRequest(code=code_of(subject)))
+            check_counts(subject, 1, after(again, subject, 1))
+        finally:
+            again.close()
