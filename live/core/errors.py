@@ -7,7 +7,7 @@
      +-- GuestError             the guest is not something that we can introspect
      |    +-- NoKernelFound     no Linux kernel in this memory
      |    +-- SymbolsMissing    the kernel has no BTF or kallsyms, or lacks a symbol that we need
-     |    +-- GuestGone         the guest (or its hypervisor) went away while we looked at it
+     |    +-- GuestGone         the guest (or its hypervisor) went away while it was watched
      +-- TargetError            the thing named on the command line cannot be used
           +-- NoTarget          there is no running guest, or none of that name
           +-- NotPermitted      the operating system refuses us access
@@ -51,7 +51,7 @@ class SymbolsMissing(GuestError):
 
 
 class GuestGone(GuestError):
-    """The guest, or the hypervisor under it, went away while it was being looked at."""
+    """The guest, or the hypervisor under it, went away while it was watched."""
 
 
 class TargetError(PseError):

@@ -1,4 +1,4 @@
-"""From the name of a guest to a system that can be looked at: everything is found on the way.
+"""From the name of a guest to a system that can be read: everything is found on the way.
 
 Attach to the hypervisor, find the living kernel in guest RAM, make or fetch its symbol table,
 compile the readers.  Nothing is asked of the user, and nothing of the guest.
@@ -40,7 +40,7 @@ class Session:
         """Attach to ``target``: a name, a pid, a monitor socket, ``SCHEME:TARGET``; None for the only guest.
 
         A `Guest` is taken as it is, and closed with the session.  ``systems_wanted``: which operating systems
-        are looked for; None: all that are known.  Raises `TargetError` if there is no such guest or it may
+        are searched for; None: all that are known.  Raises `TargetError` if there is no such guest or it may
         not be read, `NoKernelFound` or `SymbolsMissing` if there is nothing in it that can be introspected.
         """
         self.guest: Guest = registry.attach(target) if target is None or isinstance(target, str) else target

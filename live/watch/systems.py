@@ -1,4 +1,4 @@
-"""Which operating systems are looked for in a guest: the table, and the search."""
+"""Which operating systems are searched for in a guest: the table, and the search."""
 
 from __future__ import annotations
 
@@ -50,4 +50,4 @@ def find(
             return one.find(memory, machine, progress)
         except NoKernelFound as error:
             failure = failure or error
-    raise failure or NoKernelFound("no operating system is looked for; name one")
+    raise failure or NoKernelFound("no operating system is searched for; name one")

@@ -121,7 +121,7 @@ def test_behind_a_fence_the_guest_makes_no_system_call_but_to_wait_for_a_child()
                         seen.append((event.process.pid, event.process.args))
                 source.resume(trap)
 
-        source.arm(replace(session.request(source), fences=stepper.points.fences))
+        source.arm(replace(session.request(source), fences=session.os.points().fences))
         stepper.snapshot(0, "attach")
         thread = threading.Thread(target=watch)
         thread.start()

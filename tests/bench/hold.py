@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from rich.console import Console
 from rich.table import Table
 
-from live.cli.main import _hurry
+from live.cli.watch import hurry
 from live.core.events import Event, Process, ProcessExec
 from live.core.traps import Trap, TrapSource
 from live.watch.session import Session
@@ -74,14 +74,14 @@ class Measured:
 def measure(guest: Guest, mode: str, commands: Sequence[list[str]], *, fences: bool) -> Measured:
     """Watch while the commands run in the guest."""
     found = Measured()
-    _hurry()
+    hurry()
     with Session(str(guest.monitor)) as session:
         stepper = Stepper(session.os)
         source = session.choose(mode).source
         assert source is not None
         try:
             request = session.request(source)
-            source.arm(replace(request, fences=stepper.points.fences) if fences else request)
+            source.arm(replace(request, fences=session.os.points().fences) if fences else request)
             stepper.snapshot(time.time_ns(), "attach")
             for command in commands:
                 job = guest.start(command)

@@ -75,12 +75,17 @@ def main() -> None:
             rows = [
                 ("did anything change? (counters)", median_us(kernel.counters, 3000), "-"),
                 ("task list, 12 fields, first snapshot", median_us(anew), "PANDA osi in C 248; drgn 13 000"),
-                ("task list, 12 fields, next snapshot", median_us(lambda: kernel.snapshot(0, "")), "the same"),
+                (
+                    "task list, 12 fields, next snapshot",
+                    median_us(lambda: kernel.snapshot(0, "")),
+                    "the same",
+                ),
                 ("one process, every field", median_us(lambda: session.os.processes.describe(init)), "-"),
             ]
             stepper = Stepper(session.os)
             stepper.snapshot(0, "attach")
-            rows.append(("a snapshot and its difference", median_us(lambda: stepper.snapshot(0, "timer")), "-"))
+            difference = median_us(lambda: stepper.snapshot(0, "timer"))
+            rows.append(("a snapshot and its difference", difference, "-"))
             count = len(look.tasks)
         guest.stop()
         dump = guest.dump_elf(Path(directory) / "guest.elf")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import struct
 import subprocess
@@ -119,13 +118,16 @@ def starts(layout: struct.Struct) -> list[int]:
 
 def expected() -> dict[str, str]:
     """The same by protocol.py and the core's contracts."""
-    values: dict[str, int | str] = {**ENUMS, **OFFSETS}
+    values: dict[str, int | str] = {**ENUMS}
     for name, (layout, _) in STRUCTS.items():
-        places = iter(starts(layout))
+        places, at = starts(layout), 0
         for member, length in members_of(name):
-            values[member], *_ = itertools.islice(places, length)
-        assert list(places) == []
+            values[member] = places[at]
+            at += length
+        assert at == len(places), f"{name}: as many values are packed as the struct has"
         values[name] = layout.size
+    for place, offset in OFFSETS.items():
+        assert values.setdefault(place, offset) == offset, place
     values |= {"event": protocol.EVENT_SIZE, "shared": protocol.RESUMED_AT}
     values |= {f"register{index}": name for index, name in enumerate(X86_64.trap_registers)}
     values |= {f"brief{index}": which for index, which in enumerate(protocol.BRIEF)}

@@ -9,11 +9,9 @@ from __future__ import annotations
 from live.core.errors import TargetError
 from live.core.memory import PAGE_SIZE, Segment
 from live.hypervisors.host import memory
-from live.hypervisors.host.segments import HostRun, Segments
+from live.hypervisors.host.segments import HostRun
 from live.hypervisors.qemu.memory import layout
 from live.hypervisors.qemu.monitor.client import Monitor
-
-__all__ = ["Segments", "locate", "open_memory", "ram"]
 
 
 def locate(monitor: Monitor) -> list[HostRun]:

@@ -44,7 +44,7 @@ class PluginSource:
     prefers: type = CodeHit
     guarantee = (
         "Every trap is taken, on every vCPU, and read before the guest's next system call (other than to "
-        "wait for a new child); none that needs a look is dropped, and no vCPU waits longer than the limit "
+        "wait for a new child); no held one is dropped, and no vCPU waits longer than the limit "
         "for us if we hang."
     )
 

@@ -1,0 +1,1 @@
+"""A hypervisor and an output for pse, in a package of their own."""
