@@ -119,7 +119,7 @@ def _clipped(run: Run, size: int) -> Run:
 
 def _raw(view: memoryview) -> Image:
     size = len(view) & -PAGE_SIZE
-    runs = ram_file.best(size, lambda runs: Image(view, runs, "a raw image"))
+    runs = ram_file.best(size, lambda runs: Image(view, runs, "a raw image"), from_start=True)
     if runs is None or len(runs) < 2:
         return Image(view, [Run(0, 0, size)], "a raw image")
     return Image(view, runs, f"a raw image with a hole from {runs[0].length / GIB:g} to 4 GiB")

@@ -90,17 +90,18 @@ def split(size: int, low: int) -> Layout:
     return (Run(0, 0, low), Run(FOUR_GIB, low, size - low))
 
 
-def best(size: int, reader: Reader) -> Layout | None:
+def best(size: int, reader: Reader, *, from_start: bool = False) -> Layout | None:
     """The layout in which a kernel's page tables make most sense, going by the trampoline in the first MiB.
 
-    ``size``: bytes of RAM; ``reader`` reads them with a layout, which may leave some of them out.  None if no
-    layout has a kernel.  Takes a few ms, and a tenth of a second if no layout is certain or has a kernel.
+    ``size``: bytes of RAM; ``reader`` reads them with a layout.  ``from_start``: RAM begins at offset 0, its
+    lower part first, as in a file; otherwise a layout may leave some of it out, or begin elsewhere.  None if
+    no layout has a kernel.  Takes a few ms, and a tenth of a second if no layout is certain or has a kernel.
 
     Physical KASLR may put the kernel above the hole, then only the right layout has it at all; or below, then
     only its page tables tell.
     """
-    found = _best(size, reader)
-    if found is not None:
+    found = _best(size, reader, from_start)
+    if found is not None or from_start:
         return found
     for before in range(size % _MIB or _MIB, min(_MAX_BEFORE, size), _MIB):
 
@@ -109,7 +110,7 @@ def best(size: int, reader: Reader) -> Layout | None:
 
         rest = size - before
         if any(trampoline_tables(moved((Run(0, 0, rest),)))):
-            found = _best(rest, moved)
+            found = _best(rest, moved, from_start)
             if found is not None:
                 return _moved(found, before)
     return None
@@ -170,13 +171,13 @@ def _follow(memory: MemoryReader, dtb: int, la57: bool) -> tuple[int, list[int]]
     return bad, good
 
 
-def _best(size: int, reader: Reader) -> Layout | None:
+def _best(size: int, reader: Reader, from_start: bool) -> Layout | None:
     found = list(_ranked(layouts(size), reader))
     if not any(one.certain for one in found):
         derived = [split(size, low) for low in derived_low_ends(size, reader)]
         found += _ranked(derived, reader, len(LOW_ENDS) + 1)
         # What lies before RAM would pass for its upper part, so here it takes more than a kernel.
-        turned = [_turned(size, low) for low in LOW_ENDS if size > low]
+        turned = [_turned(size, low) for low in LOW_ENDS if size > low and not from_start]
         found += [one for one in _ranked(turned, reader, len(found)) if one.certain]
     return min(found).runs if found else None
 

@@ -109,7 +109,7 @@ class TrapRequest:
     pending: frozenset[Asid] = frozenset()
     """Asids in which every system call is trapped and held."""
     words: tuple[Word, ...] = ()
-    """Compared at each asid change; the change is trapped and held if one moved since the last asid change."""
+    """Compared at each asid change, which is trapped and held if one has moved since the last one."""
     code: frozenset[GuestVirtual] = frozenset()
     """Code addresses, trapped and held before the instruction there executes."""
     code_action: Action = Action.HOLD

@@ -85,5 +85,3 @@ def dying(guest: lab.Guest, attach: Callable[[], Guest], *, functions: bool = Tr
         functions=(Function(address=fork),) if fork is not None else (),
         end=guest.close,
     )
-
-

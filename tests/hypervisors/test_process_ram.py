@@ -202,8 +202,11 @@ def test_ram_is_placed(vmm: Vmm, tmp_path: Path, kind: str, case: Case) -> None:
         if case.turned:
             runs = (Run(0, skip + size - low, low), Run(HIGH, skip, size - low))
         populate(guest, runs, ABOVE)
-        found = ram_file.best(guest.unplaced.size, guest.unplaced.placed)
+        size, placed = guest.unplaced.size, guest.unplaced.placed
+        found = ram_file.best(size, placed)
         assert found == runs
+        as_file = ram_file.best(size, placed, from_start=True)
+        assert as_file == (None if case.turned or skip else runs)
         guest.unplaced.place(found)
         kernel = find_kernel(guest.memory, cache=Cache(tmp_path))
         assert (kernel.text, kernel.kaslr_shift) == (ABOVE.text, ABOVE.shift)

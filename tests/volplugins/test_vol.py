@@ -41,7 +41,9 @@ def test_the_short_name_is_not_ambiguous(vol):
 def test_nothing_to_look_at(vol):
     run = vol("linux.pse")
     assert (run.status, run.rows) == (1, [])
-    assert "give -f an image, a recording, or SCHEME:///TARGET of a running guest (qemu, process" in run.errors
+    assert (
+        "give -f an image, a recording, or SCHEME:///TARGET of a running guest (qemu, process" in run.errors
+    )
 
 
 @pytest.mark.parametrize("plugin", ["linux.pse", "linux.pslist"])

@@ -83,7 +83,7 @@ def find(memory: MemoryReader, *, cache: Cache | None = None, progress: Progress
     if not _plain_file(memory) or len(memory.view) <= min(ram_file.LOW_ENDS):
         return Found(kernel=find_kernel(memory, cache=cache, progress=progress), memory=memory)
     view = memory.view
-    runs = ram_file.best(len(view), lambda runs: FileMemory(view, runs))
+    runs = ram_file.best(len(view), lambda runs: FileMemory(view, runs), from_start=True)
     if runs is not None:
         return _with_layout(view, runs, cache, progress)
     # No trampoline in any layout (a crash kernel, or it was overwritten): search all of RAM.

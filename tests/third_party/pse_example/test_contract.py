@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from pse_example.hypervisor import EXAMPLE
+
 from live.testing import GuestContract, Subject
 from live.watch import systems
-from pse_example.hypervisor import EXAMPLE
 
 
 class TestExample(GuestContract):

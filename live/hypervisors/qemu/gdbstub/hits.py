@@ -10,9 +10,9 @@ QEMU stops every vCPU when one hits, and names one.  Another vCPU may have hit o
   meanwhile it reports no other.  Where it stands says it all: behind an access that is known, it has hit.
   The mark has to go; a step of that vCPU alone takes it away.
 
-So a *look* at a stop asks two times at most: first for all registers of the vCPU that was named and where the
-others stand, then for all registers of those others that stand behind an access.  A step makes QEMU forget
-the mark.
+So at each stop two questions are asked at most: first for all registers of the vCPU that was named and where
+the others stand, then for all registers of those others that stand behind an access.  A step makes QEMU
+forget the mark.
 
 A vCPU that has not moved since its hit was taken stands there too, and is found once more.  It has no mark,
 and its step would cost the guest its translations.  All its registers are the same then; but so they may be
@@ -47,7 +47,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The first question of a look."""
+    """The first question of a stop."""
 
     reported: int
     """The thread that QEMU has named, whose registers are asked for; 0: none."""
@@ -65,8 +65,10 @@ class Who:
 Question = Where | Who
 
 
-class Lookout:
-    """Looks at each stop; remembers of each vCPU how it was when it last hit, and whether it has a mark."""
+class HitFinder:
+    """Finds at each stop who has hit; remembers of each vCPU how it was when it last hit, and whether it has
+    a mark.
+    """
 
     def __init__(
         self, machine: Architecture, registers: RegisterFile, armed: Armed, threads: Sequence[int]

@@ -36,7 +36,7 @@ from live.core.traps import Access, CodeHit, Trap, TrapCounters, TrapRequest
 from live.hypervisors.qemu.gdbstub import stops
 from live.hypervisors.qemu.gdbstub.armed import Armed, Change
 from live.hypervisors.qemu.gdbstub.client import GdbClient
-from live.hypervisors.qemu.gdbstub.hits import Lookout
+from live.hypervisors.qemu.gdbstub.hits import HitFinder
 from live.hypervisors.qemu.gdbstub.needs import StubGuest
 from live.hypervisors.qemu.gdbstub.passage import Passage
 from live.hypervisors.qemu.gdbstub.server import StubConnection
@@ -92,9 +92,9 @@ class GdbSource:
             undo.pop_all()
         self._armed = Armed(hardware=hardware)
         registers = self._client.registers
-        lookout = Lookout(machine, registers, self._armed, [vcpu + 1 for vcpu in guest.vcpus])
+        hits = HitFinder(machine, registers, self._armed, [vcpu + 1 for vcpu in guest.vcpus])
         passage = Passage(machine, registers, self._armed, remove_to_step=guest.accelerator != "tcg")
-        self._stops = Stops(machine, self._armed, lookout, passage)
+        self._stops = Stops(machine, self._armed, hits, passage)
         self._unread = Unread(hold)
         self._lock = threading.RLock()
         self._closed = False

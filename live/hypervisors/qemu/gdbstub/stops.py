@@ -33,7 +33,7 @@ from live.core.machine import Architecture
 from live.core.memory import GuestVirtual
 from live.core.traps import Access, CodeHit, Trap, TrapCounters, VcpuIndex
 from live.hypervisors.qemu.gdbstub.armed import Armed
-from live.hypervisors.qemu.gdbstub.hits import Hit, Lookout, Question
+from live.hypervisors.qemu.gdbstub.hits import Hit, HitFinder, Question
 from live.hypervisors.qemu.gdbstub.passage import Passage, Skip
 from live.hypervisors.qemu.gdbstub.target import TRAP_SIGNAL, Stop
 
@@ -42,7 +42,7 @@ class State(enum.Enum):
     """Of the guest, as far as we know it."""
 
     RUNNING = "running"
-    LOOKING = "looking"
+    ASKING = "asking"
     """It stands; who has hit is being asked."""
     STANDING = "standing"
     """It stands; nothing is held.  What has hit is pending."""
@@ -153,21 +153,21 @@ _GOES = frozenset({State.RUNNING, State.PAUSED})
 _SETTLED = _GOES | {State.STANDING}
 
 TRANSITIONS: Mapping[tuple[State, type], frozenset[State]] = {
-    (State.RUNNING, Stopped): frozenset({State.LOOKING, State.STANDING}),
-    (State.PAUSED, Stopped): frozenset({State.LOOKING, State.STANDING}),
+    (State.RUNNING, Stopped): frozenset({State.ASKING, State.STANDING}),
+    (State.PAUSED, Stopped): frozenset({State.ASKING, State.STANDING}),
     # Whoever has paused it has let it go while a trap was held: it is held on, in a stop of ours.
-    (State.HELD, Stopped): frozenset({State.LOOKING, State.HELD}),
-    (State.LOOKING, Answered): frozenset({State.LOOKING, State.STANDING, State.HELD}),
+    (State.HELD, Stopped): frozenset({State.ASKING, State.HELD}),
+    (State.ASKING, Answered): frozenset({State.ASKING, State.STANDING, State.HELD}),
     (State.STANDING, Deliver): _GOES | {State.HELD},
     (State.STANDING, Settle): _SETTLED,
-    (State.STANDING, Expire): _GOES,
+    (State.STANDING, Expire): _GOES | {State.PASSING},
     (State.HELD, Resume): _SETTLED | {State.HELD, State.PASSING},
     (State.HELD, Expire): _GOES | {State.PASSING},
     # Only a stop of ours has breakpoints to pass.
     (State.PASSING, Answered): frozenset({State.STANDING, State.RUNNING}),
     # The stub has not answered: as if nobody had hit, or there were nothing to pass.
-    (State.LOOKING, Deliver): _GOES | {State.HELD},
-    (State.LOOKING, Settle): _SETTLED | {State.HELD},
+    (State.ASKING, Deliver): _GOES | {State.HELD},
+    (State.ASKING, Settle): _SETTLED | {State.HELD},
     (State.PASSING, Deliver): frozenset({State.HELD, State.RUNNING}),
     (State.PASSING, Settle): frozenset({State.STANDING, State.RUNNING}),
     **{(state, Taken): frozenset({State.TAKEN}) for state in State},
@@ -178,7 +178,7 @@ TRANSITIONS: Mapping[tuple[State, type], frozenset[State]] = {
 class Stops:
     """See the module."""
 
-    def __init__(self, machine: Architecture, armed: Armed, lookout: Lookout, passage: Passage) -> None:
+    def __init__(self, machine: Architecture, armed: Armed, hits: HitFinder, passage: Passage) -> None:
         """The guest runs.  What ``armed`` has when an input comes is what is trapped."""
         self.state = State.RUNNING
         self.foreign = False
@@ -189,7 +189,7 @@ class Stops:
         """What has hit in this stop and was not delivered yet."""
         self.since = 0.0
         """When the hold limit began to count."""
-        self._machine, self._armed, self._lookout, self._passage = machine, armed, lookout, passage
+        self._machine, self._armed, self._hits, self._passage = machine, armed, hits, passage
         self._question: Question | None = None
         self._held: Hit | None = None
         """What was delivered last, and is held or being passed."""
@@ -222,27 +222,27 @@ class Stops:
 
     def clean(self) -> tuple[Step, ...]:
         """What it takes for QEMU to keep no mark.  Before a watchpoint is removed: a mark points to it."""
-        return () if self.foreign else tuple(Step(thread) for thread in self._lookout.unmark())
+        return () if self.foreign else tuple(Step(thread) for thread in self._hits.unmark())
 
     def _stopped(self, stop: Stop | None, now: float) -> tuple[Output, ...]:
         hit = stop is not None and stop.signal == TRAP_SIGNAL
         self.foreign = stop is not None and not hit
         self.since = now
         ours: tuple[Output, ...] = () if self.foreign else (Stand(),)
-        return (*ours, *self._ask(self._lookout.first(max(stop.thread, 1) if stop and hit else 0)))
+        return (*ours, *self._ask(self._hits.first(max(stop.thread, 1) if stop and hit else 0)))
 
     def _ask(self, question: Question | None) -> tuple[Output, ...]:
         self._question = question
         if question is not None:
-            self.state = State.LOOKING
-            return (Ask(self._lookout.requests(question)),)
+            self.state = State.ASKING
+            return (Ask(self._hits.requests(question)),)
         self.state = State.STANDING if self._held is None else State.HELD
         return ()
 
     def _looked(self, given: Answered) -> tuple[Output, ...]:
         if self._question is None:
             return ()
-        hits, question = self._lookout.answered(self._question, given.answers)
+        hits, question = self._hits.answered(self._question, given.answers)
         self.pending += hits
         return self._ask(question)
 
@@ -276,23 +276,30 @@ class Stops:
         if hit is None or given.sequence != self.counters.delivered:
             return ()
         if hit.same and not given.news:
-            self._lookout.known(hit.thread)
-        return self._go_on(hit, now)
+            self._hits.known(hit.thread)
+        self._waited(now)
+        return self._go_on(hit)
+
+    def _waited(self, now: float) -> None:
+        held_ns = self.counters.held_ns + int((now - self.since) * 1e9)
+        self.counters = replace(self.counters, held_ns=held_ns)
 
     def _expire(self, now: float) -> tuple[Output, ...]:
         hit = self._held
         ended = self.counters.hold_timeouts + len(self.pending) + (hit is not None)
         self.counters = replace(self.counters, hold_timeouts=ended)
+        if hit is not None:
+            self._waited(now)
+        else:  # what nobody took has to get past its breakpoint all the same
+            hit = next((one for one in self.pending if one.word is None), None)
         self.pending.clear()
-        return self._settle() if hit is None else self._go_on(hit, now)
+        return self._settle() if hit is None else self._go_on(hit)
 
-    def _go_on(self, hit: Hit, now: float) -> tuple[Output, ...]:
-        """A held trap is done with."""
-        held_ns = self.counters.held_ns + int((now - self.since) * 1e9)
-        self.counters = replace(self.counters, held_ns=held_ns)
+    def _go_on(self, hit: Hit) -> tuple[Output, ...]:
+        """A hit is done with."""
         request = self._passage.ask(hit)
         if request is not None:
-            self.state = State.PASSING
+            self.state, self._held = State.PASSING, hit
             return (Ask((request,)),)
         self._held = None
         self.state = State.STANDING
@@ -311,7 +318,7 @@ class Stops:
 
     def _settle(self, before: tuple[bytes, ...] = ()) -> tuple[Output, ...]:
         """The guest goes on behind these requests, unless something is pending, or it is not ours."""
-        if self._held is not None and self.state is State.LOOKING:
+        if self._held is not None and self.state is State.ASKING:
             self.state = State.HELD
             return ()
         self._held = None

@@ -12,8 +12,8 @@ read much are cheap, many that read little are not.  Therefore:
   task list does at its beginning, and before it compares the kernel's counters.
 * A miss reads everything that was wanted after the same miss in the generation before (`following`): the
   second look at a hundred tasks is one stop for the counters and one for all tasks, which therefore are of
-  one moment.  A miss that never happened before reads its surroundings.  Measured with ``python -m
-  tests.bench stub_memory``: 3 to 4 stops a look at 107 tasks instead of 34, and 22 ms instead of 110.
+  one moment.  A miss that never happened before reads its surroundings.  At 107 tasks a snapshot takes 3
+  stops so, instead of 35, and the guest stands a third of the time (``python -m tests.bench stub_memory``).
 * More than `_LARGE` bytes at once are not kept, and are read in pieces, between which the guest runs as
   long as it stood.
 
