@@ -122,7 +122,7 @@ def test_a_debugger_at_the_gdb_stub_is_not_in_the_way(boot: Boot, tmp_path: Path
 def test_a_reader_that_goes_before_code_is_made_anew(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
     guest = boot(plugins=(sockets.plugin("gone"),))
 
-    def interrupted(_source: PluginSource, _number: int) -> NoReturn:
+    def interrupted(_source: PluginSource, _flush: int, _deadline: float, *, traps: bool) -> NoReturn:
         raise KeyboardInterrupt
 
     with Session(str(guest.monitor)) as session:

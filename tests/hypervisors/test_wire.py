@@ -41,6 +41,7 @@ ENUMS = {
     "SYSCALL": protocol.KIND_SYSCALL,
     "FLUSHING": protocol.STATUS_FLUSHING,
     "NO_MEMORY": protocol.STATUS_NO_MEMORY,
+    "PREPARING": protocol.STATUS_PREPARING,
     "FENCE": protocol.FENCE,
     **{action.name: action.value for action in Action},
     **{abi.name: abi.value for abi in Abi},
@@ -141,7 +142,7 @@ def test_both_sides_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("was", "is_now", "differs"),
     [
-        ("PROTOCOL = 6", "PROTOCOL = 7", {"PROTOCOL"}),
+        ("PROTOCOL = 7", "PROTOCOL = 8", {"PROTOCOL"}),
         ("SYSCALL_NUMBERS = 1024", "SYSCALL_NUMBERS = 2048", {"SYSCALL_NUMBERS", "arm"}),
         ("MAX_FENCES = 64", "MAX_FENCES = 65", {"MAX_FENCES"}),
         ("OFF, RECORD,", "RECORD, OFF,", {"OFF", "RECORD"}),

@@ -36,6 +36,12 @@ static enum reply arm(const struct arm *a)
         filter_free(f);
         return NO_MEMORY;
     }
+    /* A trap that is held by code made anew would keep other vCPUs in code from before, where nothing is trapped:
+     * what happens there would be lost.  So the first request comes into force for all code at once. */
+    if (filter_idle() && tb_begin_flush()) {
+        filter_free(f);
+        return PREPARING;
+    }
     filter_install(f);
     return tb_begin_flush() ? FLUSHING : IN_FORCE;
 }

@@ -143,6 +143,12 @@ void filter_install(struct filter *new)
             update_words(v);
 }
 
+bool filter_idle(void)
+{
+    const struct filter *f = installed;     /* the control thread alone replaces it */
+    return !f || !(f->syscalls || f->asids || f->codes);
+}
+
 /* --- on the vCPU's thread ----------------------------------------------------------------------------------- */
 void filter_add_vcpu(unsigned v)
 {

@@ -27,6 +27,7 @@ bool filter_create(void);
 struct filter *filter_make(const struct arm *, enum reply *reply);
 void filter_free(struct filter *);
 void filter_install(struct filter *);           /* NULL: nothing passes; returns when no vCPU uses the one before */
+bool filter_idle(void);                         /* nothing can pass */
 void filter_add_vcpu(unsigned v);
 
 const struct filter *filter_enter(unsigned v);  /* may be NULL */

@@ -15,19 +15,21 @@ from live.core.memory import GuestVirtual
 from live.core.traps import Abi, Action, AsidChange, CodeHit, Syscall, Trap, TrapRequest, VcpuIndex
 
 MAGIC = 0x31455350
-PROTOCOL = 6
+PROTOCOL = 7
 
 HELLO = struct.Struct("<4I")
 """Magic, protocol, vCPUs, slots."""
 ARM = struct.Struct("<I4B6I48Q")
 """What a request begins with; quadwords follow."""
 ANSWER = struct.Struct("<2Q")
-"""A status, and for `STATUS_FLUSHING` what the word at `FLUSHES_AT` comes to when the request is in force."""
+"""A status, and for what count of flushes to wait, in the word at `FLUSHES_AT`: with `STATUS_FLUSHING` the
+request is in force then, and with `STATUS_PREPARING` it can be sent again."""
 EVENT = struct.Struct("<2Q4BI4Q18Q")
 """What a slot of the ring begins with."""
 
 STATUS_FLUSHING = 1
 STATUS_NO_MEMORY = 4
+STATUS_PREPARING = 5
 
 RING_OFFSET_AT = 0
 HEAD_AT, TAIL_AT, ASLEEP_AT = 64, 128, 136

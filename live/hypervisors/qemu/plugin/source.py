@@ -121,18 +121,22 @@ class PluginSource:
     def arm(self, request: TrapRequest) -> None:
         """Replace what is trapped.
 
-        In force when this returns, but for *new* code addresses while a trap is held: for them all of QEMU's
-        generated code is made anew, and every vCPU has to leave it for that, so they are in force soon after
-        that trap is resumed.
+        In force for every vCPU when this returns, but for code addresses that are new to the plugin, when
+        something was trapped before: they need all of QEMU's generated code made anew, which every vCPU has
+        to leave for that, and a held one does not.  They are in force soon after it is resumed.
 
         Raises `MemoryFault` for a word that is not in guest RAM, `TargetError`, `GuestGone`.
         """
         if request.accesses:
             raise TargetError("The trap plugin does not watch data; trap code addresses instead.")
+        deadline = time.monotonic() + _ARM_TIMEOUT_S
         status, flush = self._send(request)
+        while status == protocol.STATUS_PREPARING:
+            self._await_flush(flush, deadline, traps=False)
+            status, flush = self._send(request)
         if status == protocol.STATUS_FLUSHING:
             if not self._held:
-                self._await_flush(flush)
+                self._await_flush(flush, deadline, traps=True)
         elif status == protocol.STATUS_NO_MEMORY:
             raise TargetError(
                 "QEMU got no memory for what is to be trapped, so nothing more is; free some on the host, "
@@ -157,12 +161,12 @@ class PluginSource:
         status, flush = protocol.ANSWER.unpack(answer)
         return status, flush
 
-    def _await_flush(self, number: int) -> None:
+    def _await_flush(self, number: int, deadline: float, *, traps: bool) -> None:
+        """Return when the plugin has made that many flushes; with ``traps`` also when one is to be read."""
         nudge_at = time.monotonic() + _NUDGE_S
-        deadline = nudge_at + _ARM_TIMEOUT_S
         while self._word(protocol.FLUSHES_AT) < number:
-            if not self._nothing():
-                return  # a vCPU is held or waits to be; the flush follows when it goes on
+            if traps and not self._nothing():
+                return  # a vCPU is held; the flush follows when it goes on
             if self._hung_up():
                 raise self._gone()
             now = time.monotonic()

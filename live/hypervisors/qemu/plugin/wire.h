@@ -16,7 +16,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-enum { MAGIC = 0x31455350, PROTOCOL = 6 };                     /* "PSE1" */
+enum { MAGIC = 0x31455350, PROTOCOL = 7 };                     /* "PSE1" */
 enum { SLOTS = 8192, MAX_VCPUS = 250 };                         /* Linux passes 253 descriptors at once, SCM_MAX_FD */
 enum { MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096, MAX_FENCES = 64, MAX_ENTRIES = 16 };
 enum { SYSCALL_NUMBERS = 1024, BITMAP = SYSCALL_NUMBERS / 64 };
@@ -24,7 +24,7 @@ enum { SYSCALL_NUMBERS = 1024, BITMAP = SYSCALL_NUMBERS / 64 };
 enum kind { ASID_CHANGE = 1, SYSCALL = 2, CODE_HIT = 3 };
 enum action { OFF, RECORD, HOLD, FENCE, PASSABLE_FENCE };       /* a request has the first three only */
 enum abi { NATIVE, COMPAT };                                    /* whose table a system call's number is of */
-enum reply { IN_FORCE, FLUSHING, BAD, BAD_ADDRESS, NO_MEMORY };
+enum reply { IN_FORCE, FLUSHING, BAD, BAD_ADDRESS, NO_MEMORY, PREPARING };
 
 /* The order of registers in an event.  Without HOLD only the brief ones are read; the others are 0. */
 #define REGISTER_NAMES "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", \
@@ -66,5 +66,6 @@ struct arm {
 enum { QUADS_PER_WORD = 2, QUADS_PER_FENCE = 3, QUADS_PER_ENTRY = 2 };
 
 struct answer {
-    uint64_t reply, flush;                      /* FLUSHING: in force when shared.flushes has come to `flush` */
+    uint64_t reply, flush;      /* FLUSHING: in force when shared.flushes has come to `flush`;
+                                 * PREPARING: nothing is; ask again when shared.flushes has come to it */
 };
