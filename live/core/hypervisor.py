@@ -104,7 +104,8 @@ class TrapOffer(Protocol):
     def open(self, machine: Architecture, kinds: frozenset[type], hold: float) -> TrapSource:
         """Open it; the caller closes it.  ``hold``: seconds that a vCPU may be held at most.
 
-        Raises `TargetError` if it cannot be had, with what to do about it; `GuestGone`.
+        Raises `TargetError` if it cannot be had, as while another source is open, with what to do about it;
+        `GuestGone`.
         """
 
 
@@ -170,7 +171,10 @@ class Guest(Protocol):
         """Leave everything but memory to others, where memory can be read without it."""
 
     def close(self) -> None:
-        """Let go of everything; the guest runs on as if never watched.  Safe to call twice."""
+        """Let go of everything; the guest runs on as if never watched.  Safe to call twice.
+
+        Whatever is asked of the guest after that raises a `live.core.errors.PseError`.
+        """
 
 
 class Hypervisor(Protocol):

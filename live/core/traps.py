@@ -41,7 +41,8 @@ class Action(enum.IntEnum):
 
     OFF = 0
     RECORD = 1
-    """Note it and let the guest run on; a full ring drops it and counts the drop."""
+    """Note it and let the guest run on; a full ring drops it and counts the drop.  A source that cannot
+    holds instead, and `Trap.held` says so."""
     HOLD = 2
     """The vCPU waits for `TrapSource.resume`; never dropped, unless a hold ran into its limit before."""
 
@@ -227,13 +228,14 @@ class TrapSource(Protocol):
     def wait(self, timeout: float | None) -> Trap | None:
         """The next trap in order, or None after ``timeout`` seconds (None: without end).
 
-        Raises `GuestGone` when the hypervisor went away.
+        Raises `GuestGone` when the hypervisor went away, and whenever it is asked after that.
         """
 
     def resume(self, trap: Trap, *, news: bool = True) -> None:
         """Let the vCPU of a held trap go on; nothing for one that is not held (any more).
 
         ``news`` False: the reader learnt nothing from it, as from a vCPU that is reported once more.
+        Raises `GuestGone`, or does nothing, if the guest has ended.
         """
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ _UNREADABLE = "could not be read live either"
 
 
 class _Paged(InPlace):
-    """Reads of any length over a function that returns single pages."""
+    """Reads of any length over a function that returns the page of an address."""
 
     flat: memoryview | None = None
     description = "out of a recording"
@@ -34,22 +34,21 @@ class _Paged(InPlace):
         """See `live.core.memory.MemoryReader.read`."""
         offset = gpa & (PAGE_SIZE - 1)
         if gpa >= 0 and offset + length <= PAGE_SIZE:
-            return self._in_ram(gpa >> 12)[offset : offset + length]
+            return self._in_ram(gpa)[offset : offset + length]
         if gpa < 0:
             raise MemoryFault(gpa)
         parts = []
         while length > 0:
             take = min(PAGE_SIZE - offset, length)
-            parts.append(self._in_ram(gpa >> 12)[offset : offset + take])
+            parts.append(self._in_ram(gpa)[offset : offset + take])
             gpa, length, offset = gpa + take, length - take, 0
         return b"".join(parts)
 
-    def _in_ram(self, number: int) -> bytes:
-        gpa = number << 12
+    def _in_ram(self, gpa: int) -> bytes:
         index = bisect.bisect_right(self._starts, gpa) - 1
         if index < 0 or gpa >= self.segments[index].end:
             raise MemoryFault(gpa)
-        return self._page(number)
+        return self._page(gpa)
 
 
 class ReplayMemory(_Paged):
@@ -90,9 +89,10 @@ class ReplayMemory(_Paged):
         while self._index + 1 < len(self._generations):
             self.refresh()
 
-    def _current(self, number: int) -> bytes:
+    def _current(self, gpa: int) -> bytes:
+        number = gpa >> 12
         if self._readable is not None and number not in self._readable:
-            raise MemoryFault(number << 12, UNRECORDED)
+            raise MemoryFault(gpa, UNRECORDED)
         known = self._known.get(number)
         if known is None:
             if self._readable is None:
@@ -100,7 +100,7 @@ class ReplayMemory(_Paged):
             raise self._recording.damaged(f"page {number << 12:#x} was read, but never recorded")
         page = self._recording.page(known)
         if page is None:
-            raise MemoryFault(number << 12, _UNREADABLE)
+            raise MemoryFault(gpa, _UNREADABLE)
         return page
 
 
@@ -149,17 +149,18 @@ class StateMemory(_Paged):
             if known != format.ZERO and (self.complete or self.last_known or number in self._exact)
         )
 
-    def _at_step(self, number: int) -> bytes:
+    def _at_step(self, gpa: int) -> bytes:
+        number = gpa >> 12
         if not self.complete and not self.last_known and number not in self._exact:
-            raise MemoryFault(number << 12, UNRECORDED)
+            raise MemoryFault(gpa, UNRECORDED)
         known = self._known.get(number)
         if known is None:
             if self._framed:
                 return bytes(PAGE_SIZE)
-            raise MemoryFault(number << 12, UNRECORDED)
+            raise MemoryFault(gpa, UNRECORDED)
         page = self._recording.page(known)
         if page is None:
-            raise MemoryFault(number << 12, _UNREADABLE)
+            raise MemoryFault(gpa, _UNREADABLE)
         return page
 
 

@@ -244,7 +244,7 @@ class CapabilityContract(MemoryContract):
         with pauses.standing(_LIMIT_S) as ours:
             assert ours is True
             assert pauses.paused()
-            time.sleep(_LIMIT_S)
+            time.sleep(_LIMIT_S + subject.hold)  # we hang: the adapter is not asked for anything meanwhile
             eventually(lambda: not pauses.paused(), subject.patience, "the guest goes on at the limit")
         assert not pauses.paused()
         # Whether more pauses can be had now is up to the adapter; it has to say so.

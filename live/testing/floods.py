@@ -11,11 +11,13 @@ from live.core.memory import GuestVirtual
 from live.core.traps import Access, Action, AsidChange, CodeHit, Syscall, TrapRequest, TrapSource
 from live.testing.subject import Subject
 from live.testing.traps import (
+    LONG,
     TrapContract,
     after,
     begin,
     check_counts,
     check_order,
+    check_soon,
     code_of,
     drain,
     functions_of,
@@ -23,7 +25,7 @@ from live.testing.traps import (
     opened,
 )
 
-_MANY = 20
+_MANY = 10
 
 
 class FloodContract(TrapContract):
@@ -129,11 +131,13 @@ class FloodContract(TrapContract):
     ) -> None:
         """Closed while one is held that was not even read."""
         first, _ = functions_of(subject)
+        source.close()
+        source = opened(guest, mode, frozenset({CodeHit}), LONG * subject.patience)
         source.arm(TrapRequest(code=frozenset({first.address})))
         wait = begin(subject, once(subject))
         time.sleep(subject.hold / 4)
         source.close()
-        wait()
+        check_soon(wait, subject)
         again = opened(guest, mode, frozenset({CodeHit}), subject.hold)
         try:
             again.arm(TrapRequest(code=code_of(subject)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -29,6 +30,8 @@ from live.testing.capabilities import CapabilityContract, needed
 from live.testing.sentences import check_error, check_sentence
 from live.testing.subject import Function, Subject, Wait
 
+LONG = 4.0
+"""A hold of so many times the patience never runs out within a check."""
 _CLASSES: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit, Access})
 _NOWHERE = GuestVirtual(0x7FFF_0000)
 _UNSUPPORTED: dict[type, Sequence[TrapRequest]] = {
@@ -43,12 +46,16 @@ _UNSUPPORTED: dict[type, Sequence[TrapRequest]] = {
 }
 
 
-def drain(source: TrapSource, wait: Wait, quiet: float = 0.3, *, slow: float = 0.0) -> list[Trap]:
+def drain(
+    source: TrapSource, wait: Wait, quiet: float = 0.3, *, slow: float = 0.0, patience: float = 60.0
+) -> list[Trap]:
     """Every trap until ``wait`` has returned and nothing more comes for ``quiet`` seconds; each is resumed.
 
-    ``slow``: seconds that the reader takes for each.
+    ``slow``: seconds that the reader takes for each.  ``patience``: seconds behind the end of ``wait`` after
+    which there must be silence.
     """
     ended = threading.Event()
+    over_at = math.inf
     failed: list[BaseException] = []
 
     def watch() -> None:
@@ -61,9 +68,12 @@ def drain(source: TrapSource, wait: Wait, quiet: float = 0.3, *, slow: float = 0
 
     thread = threading.Thread(target=watch)
     thread.start()
-    traps = []
+    traps: list[Trap] = []
     while True:
         was_over = ended.is_set()
+        if was_over:
+            over_at = min(over_at, time.monotonic())
+        assert time.monotonic() < over_at + patience, f"traps without end: {len(traps)} so far"
         trap = source.wait(quiet)
         if trap is not None:
             traps.append(trap)
@@ -102,7 +112,15 @@ def begin(subject: Subject, count: int) -> Wait:
 
 def after(source: TrapSource, subject: Subject, count: int, *, slow: float = 0.0) -> list[Trap]:
     """Every trap of so many processes; each is resumed."""
-    return drain(source, begin(subject, count), subject.quiet, slow=slow)
+    return drain(source, begin(subject, count), subject.quiet, slow=slow, patience=subject.patience)
+
+
+def check_soon(wait: Wait, subject: Subject) -> None:
+    """What was held goes on long before its hold would have run out."""
+    started = time.monotonic()
+    wait()
+    took = time.monotonic() - started
+    assert took < subject.patience, f"the guest was held for {took:.1f} s by a source that is closed"
 
 
 def once(subject: Subject) -> int:
@@ -251,12 +269,14 @@ class TrapContract(CapabilityContract):
     ) -> None:
         """Closed twice, with a trap held; the next reader starts with nothing armed."""
         first, last = functions_of(subject)
+        source.close()
+        source = opened(guest, mode, frozenset({CodeHit}), LONG * subject.patience)
         source.arm(TrapRequest(code=frozenset({first.address})))
         wait = begin(subject, 1)
         arrives(source, subject)
         source.close()
         source.close()
-        wait()
+        check_soon(wait, subject)
         again = opened(guest, mode, frozenset({CodeHit}), subject.hold)
         try:
             assert after(again, subject, 1) == []

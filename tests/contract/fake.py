@@ -54,8 +54,10 @@ class FakeMachine:
         argument: str = "rdi",
         registers: dict[str, int] | None = None,
         program: Callable[[FakeMachine, int], None] | None = None,
+        patience: float = 10.0,
     ) -> None:
         """``program(machine, number)``: the life of one process; ``argument``: the register of it."""
+        self.patience = patience
         self.ram, self.architecture, self.argument = ram, architecture, argument
         self.registers = registers or {"rip": 0xFFFF_FFFF_8100_0000, "cr3": 0x1000, "cr0": 1 << 31}
         self.changed = threading.Condition()
@@ -78,7 +80,7 @@ class FakeMachine:
         thread.start()
 
         def wait() -> None:
-            thread.join(30)
+            thread.join(self.patience)
             assert not thread.is_alive(), "the machine's work does not come to its end"
 
         return wait

@@ -68,6 +68,8 @@ def trapped(guest: lab.Guest, attach: Callable[[], Guest]) -> Subject:
         resume=guest.cont,
         restore=guest.cont,
         systems=systems.finders(),
+        hold=1.5,
+        quiet=0.2,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from pse_example.hypervisor import EXAMPLE
 
 from live.testing import GuestContract, Subject

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from live.core.errors import GuestGone
 from live.core.traps import VcpuIndex
 
 
@@ -47,3 +48,9 @@ class StubGuest(Owner, Protocol):
 
     def status(self) -> str:
         """``running``, ``paused``, ``debug``, ..., as ``info status`` has it.  Raises `GuestGone`."""
+
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+
+    def gone(self) -> GuestGone:
+        """The error to raise when it has."""

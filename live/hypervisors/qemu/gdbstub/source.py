@@ -117,6 +117,7 @@ class GdbSource:
             if self._stops.foreign:
                 self._regain(0)
             if change is None:
+                self._require_alive()
                 return
             was_running = self._client.running
             if was_running:
@@ -149,6 +150,7 @@ class GdbSource:
 
     def _next(self, timeout: float) -> Trap | None:
         if self._stops.state is State.HELD:
+            self._require_alive()
             return None
         if not self._stops.pending:
             if self._stops.foreign and not self._regain(timeout):
@@ -224,9 +226,15 @@ class GdbSource:
             raise TargetError("This watch of the guest was closed; attach again.")
         if self._watchdog.taken():
             self._feed(stops.Taken())
+            self._require_alive()
             raise TargetError(
                 "We hung, or were suspended, while the guest stood at a trap, and it was let go; watch again."
             )
+
+    def _require_alive(self) -> None:
+        """Where nothing is asked of the stub, which would fail if the guest has ended."""
+        if not self._guest.alive():
+            raise self._guest.gone()
 
     def _overdue(self) -> bool:
         return self._stops.standing() and time.monotonic() - self._stops.since >= self._limit

@@ -163,6 +163,9 @@ class QmpMonitor:
                 self._names.append(str(event["event"]))
 
     def _call(self, work: Coroutine[Any, Any, _T], timeout: float = COMMAND_TIMEOUT) -> _T:
+        if self._loop.is_closed():
+            work.close()
+            raise TargetError(f"The monitor at {self._address} was closed; attach to the guest again.")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout)
