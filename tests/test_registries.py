@@ -33,13 +33,14 @@ TWIN.scheme = "twin"
 
 
 def entries(monkeypatch, registry, **values):
-    found = {name: EntryPoint(name=name, value=value, group=registry.GROUP) for name, value in values.items()}
-    monkeypatch.setattr(registry, "_entry_points", lambda: found)
+    known = registry.KNOWN
+    found = {name: EntryPoint(name=name, value=value, group=known.group) for name, value in values.items()}
+    monkeypatch.setattr(known, "packages", found)
 
 
 @pytest.fixture
 def toy(monkeypatch):
-    monkeypatch.setattr(hypervisors, "BUILT_IN", {"none": "tests.test_registries:NONE"})
+    monkeypatch.setattr(hypervisors.KNOWN, "built_in", {"none": "tests.test_registries:NONE"})
     entries(monkeypatch, hypervisors, toy="tests.test_registries:TOY")
 
 

@@ -7,16 +7,13 @@ because Volatility loads the plugin pack from a bare checkout, too, where nothin
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from live.core.errors import NoTarget, PseError, TargetError
+from live.core.errors import NoTarget, PseError
 from live.core.hypervisor import Guest, GuestInfo, Hypervisor
+from live.core.registry import Registry
 
-GROUP = "pse.hypervisors"
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {"qemu": "live.hypervisors.qemu.entry:QEMU", "process": "live.hypervisors.process:PROCESS"}
 )
@@ -26,34 +23,17 @@ COMMANDS = ("live.hypervisors.qemu.command",)
 """Modules that add commands of a hypervisor to `pse`, each with ``add(commands)``."""
 
 
-@functools.cache
-def _entry_points() -> Mapping[str, importlib.metadata.EntryPoint]:
-    return {one.name: one for one in importlib.metadata.entry_points(group=GROUP)}
+KNOWN: Registry[Hypervisor] = Registry("hypervisor", "pse.hypervisors", BUILT_IN)
 
 
 def schemes() -> tuple[str, ...]:
     """Every scheme, ours first."""
-    return (*BUILT_IN, *sorted(_entry_points().keys() - BUILT_IN.keys()))
+    return KNOWN.names()
 
 
 def hypervisor(scheme: str) -> Hypervisor:
     """The hypervisor of a scheme, imported now.  Raises `TargetError` for one that is not known or broken."""
-    where = BUILT_IN.get(scheme)
-    if where is not None:
-        module, _, attribute = where.partition(":")
-        found: Hypervisor = getattr(importlib.import_module(module), attribute)
-        return found
-    entry = _entry_points().get(scheme)
-    if entry is None:
-        raise TargetError(f"there is no hypervisor {scheme}; there are: {', '.join(schemes())}")
-    try:
-        loaded: Hypervisor = entry.load()
-    except Exception as error:  # a stranger's package may fail in any way
-        raise TargetError(
-            f"the hypervisor {scheme} ({entry.value}) cannot be loaded ({error!r}); repair or remove its "
-            "package"
-        ) from error
-    return loaded
+    return KNOWN.load(scheme)
 
 
 def guests() -> list[tuple[Hypervisor, GuestInfo]]:
@@ -78,7 +58,7 @@ def attach(target: str | None) -> Guest:
         scheme, colon, rest = target.partition(":")
         if colon and scheme in schemes():
             return hypervisor(scheme).attach(rest or None)
-    default = hypervisor(next(iter(BUILT_IN)))
+    default = hypervisor(schemes()[0])
     running = guests()
     if all(one is default for one, _ in running):
         return default.attach(target)
