@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from live.cli.main import main
 from live.core.errors import NoTarget, TargetError
 from live.core.hypervisor import GuestInfo
 from live.hypervisors import registry as hypervisors
@@ -92,6 +93,36 @@ def test_a_broken_package_is_a_sentence_and_hides_no_other(monkeypatch, where):
     entries(monkeypatch, outputs, broken=where)
     with pytest.raises(TargetError, match=r"the output broken .* cannot be loaded .*remove its package"):
         outputs.output("broken")
+
+
+class Failing(Toy):
+    scheme = "failing"
+
+    def guests(self):
+        raise RuntimeError("no license")
+
+
+FAILING = Failing()
+
+
+def test_a_package_that_fails_is_told_of_and_hides_no_other(toy, monkeypatch, capsys):
+    entries(
+        monkeypatch,
+        hypervisors,
+        toy="tests.test_registries:TOY",
+        failing="tests.test_registries:FAILING",
+        broken="no.such.package:X",
+    )
+    told = []
+    assert [info.name for _, info in hypervisors.guests(told.append)] == ["web", "db"]
+    assert len(told) == 2
+    assert "the hypervisor broken" in told[0]
+    assert told[1].startswith("the hypervisor failing cannot list its guests (RuntimeError('no license'));")
+    assert hypervisors.attach("web") == ("toy", "web")
+    assert main(["vms"]) == 0
+    out, err = capsys.readouterr()
+    assert "web" in out
+    assert "cannot list its guests" in err
 
 
 def test_what_is_not_there_is_told_with_what_is():

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    guests = registry.guests()
+    guests = registry.guests(failed=common.say)
     if not guests:
         common.say(
             "no guest is running on this machine (or none that you may see); the guest of any other "

@@ -7,7 +7,7 @@ because Volatility loads the plugin pack from a bare checkout, too, where nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from live.core.errors import NoTarget, PseError
@@ -36,15 +36,20 @@ def hypervisor(scheme: str) -> Hypervisor:
     return KNOWN.load(scheme)
 
 
-def guests() -> list[tuple[Hypervisor, GuestInfo]]:
-    """Every running guest that can be seen from here.  A hypervisor that fails is passed over."""
+def guests(failed: Callable[[str], object] = lambda _: None) -> list[tuple[Hypervisor, GuestInfo]]:
+    """Every running guest that can be seen from here.
+
+    A hypervisor that fails hides no other: ``failed`` is told of it, in a sentence.
+    """
     found = []
     for scheme in schemes():
         try:
             one = hypervisor(scheme)
             found += [(one, info) for info in one.guests()]
-        except PseError:
-            continue
+        except PseError as error:
+            failed(str(error))
+        except Exception as error:  # a third-party package may fail in any way
+            failed(f"the hypervisor {scheme} cannot list its guests ({error!r}); repair its package")
     return found
 
 
