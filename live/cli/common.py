@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,25 @@ exit status: 0 done or interrupted with Ctrl-C, 1 error (one sentence on standar
 ECS = "ecs"
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Prose is wrapped to the terminal; a line that is indented stays as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        shown: list[str] = []
+        for kept, group in itertools.groupby(text.splitlines(), lambda line: line[:1] in ("", " ")):
+            lines = list(group)
+            shown += lines if kept else textwrap.wrap(" ".join(lines), width)
+        return "".join(f"{indent}{line}".rstrip() + "\n" for line in shown)
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose help, and that of its commands, is shown by `HelpFormatter`."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Takes what `argparse.ArgumentParser` takes."""
+        super().__init__(**{"formatter_class": HelpFormatter, **settings})
+
+
 def command(
     commands: Any, name: str, summary: str, description: str, examples: str = ""
 ) -> argparse.ArgumentParser:
@@ -34,7 +55,6 @@ def command(
         help=summary,
         description=description,
         epilog=(f"examples:\n{examples}\n" if examples else "") + STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from live.cli.common import EXIT_ERROR, EXIT_GUEST_GONE, EXIT_OK, STATUS, say
+from live.cli.common import EXIT_ERROR, EXIT_GUEST_GONE, EXIT_OK, STATUS, Parser, say
 from live.core.errors import GuestGone, PseError
 from live.hypervisors import registry as hypervisors
 
@@ -21,12 +21,11 @@ COMMANDS = ("watch", "ps", "vms", "symbols", "record", "replay", "export")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="pse",
         description="Process start, exec and end events of a virtual machine, seen from outside the guest: "
         "no agent, no patched hypervisor, no symbol files to hunt for.",
         epilog=STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in (*(f"live.cli.{one}" for one in COMMANDS), *hypervisors.COMMANDS):

@@ -19,7 +19,7 @@ gives the same events again, without the guest. Ctrl-C ends it; the guest runs o
 happens to this command, the file can be replayed up to then.
 """
 _EXAMPLES = """\
-  pse record -o run.pse                         the only running guest, until Ctrl-C
+  pse record -o run.pse          the only running guest, until Ctrl-C
   pse record web-1 -o run.pse --duration 60 --keyframe-on 'exec:*/nc'
 """
 

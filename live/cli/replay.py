@@ -20,7 +20,7 @@ Should one come out otherwise than it was seen live, this is said, and the exit 
 """
 _EXAMPLES = """\
   pse replay run.pse
-  pse replay run.pse --numbers | grep nc    then: pse export run.pse --at NUMBER ...
+  pse replay run.pse --numbers | grep nc   then pse export run.pse --at NUMBER
   pse replay run.pse --json > events.json
 """
 

@@ -44,7 +44,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="list, build, show and prune symbol tables",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     symbols.set_defaults(run=run)
     actions = symbols.add_subparsers(dest="action", metavar="ACTION", required=True)

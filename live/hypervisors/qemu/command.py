@@ -24,7 +24,6 @@ def add(commands: Any) -> None:
         help="print the option that lets a QEMU guest be watched in plugin mode",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("socket", metavar="SOCKET", help="path of the socket at which the plugin will listen")
     parser.set_defaults(run=run)
