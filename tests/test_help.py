@@ -18,7 +18,7 @@ def parsers(top: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
                 yield from parsers(command)
 
 
-@pytest.mark.parametrize("command", parsers(parser()), ids=lambda command: command.prog)
+@pytest.mark.parametrize("command", list(parsers(parser())), ids=lambda command: command.prog)
 def test_help_fits_and_examples_keep_their_lines(command: argparse.ArgumentParser, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     shown = command.format_help()
