@@ -137,6 +137,25 @@ def test_a_reader_that_goes_before_code_is_made_anew(boot: Boot, monkeypatch: py
     assert flushes(guest) == 1
 
 
+def test_nothing_is_trapped_before_all_code_is(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vCPU that a trap holds would keep others in code from before, in which nothing is trapped."""
+    guest, seen = boot(plugins=(sockets.plugin("first"),)), []
+
+    def meanwhile(source: PluginSource, _flush: int, _deadline: float, *, traps: bool) -> None:
+        guest.run(["fork-exec", "20"])
+        seen.append((traps, source.wait(0), flushes(guest)))
+
+    with Session(str(guest.monitor)) as session:
+        source = session.choose("plugin").source
+        assert source is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(PluginSource, "_await_flush", meanwhile)
+            source.arm(session.request(source))
+        assert seen == [(False, None, 1)]
+        source.close()
+        assert execs(guest, session) == 20
+
+
 def test_a_paused_guest_can_be_armed_and_stays_paused(boot: Boot) -> None:
     guest = boot(plugins=(sockets.plugin("paused"),))
     with Session(str(guest.monitor)) as session:
