@@ -82,14 +82,13 @@ def main() -> int:
 
 
 def _keep(guest: Guest, loop: str | None) -> None:
-    print(
-        f"kernel  {guest.kernel.release}, QEMU {guest.emulator.version}, up after {guest.boot_seconds:.1f} s"
-    )
-    print(f"pid     {guest.pid}")
-    print(f"console {guest.directory / 'console.log'}")
-    print(f"monitor {guest.monitor}", flush=True)
-    # Ends with the guest, or with Ctrl-C.
+    # Ends with the guest, or with Ctrl-C, which may come as soon as the last line is out.
     with contextlib.suppress(KeyboardInterrupt):
+        emulator = guest.emulator.version
+        print(f"kernel  {guest.kernel.release}, QEMU {emulator}, up after {guest.boot_seconds:.1f} s")
+        print(f"pid     {guest.pid}")
+        print(f"console {guest.directory / 'console.log'}")
+        print(f"monitor {guest.monitor}", flush=True)
         guest.start(f"while :; do {loop or 'sleep 1000000'}; done").wait(timeout=None)
 
 
