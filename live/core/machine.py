@@ -48,7 +48,7 @@ class Architecture(Protocol):
 
     @property
     def trap_registers(self) -> tuple[str, ...]:
-        """The registers that a trap tells of, in the order in which our trap plugin sends them."""
+        """The registers that a trap tells of beside its pc and asid, in our trap plugin's order."""
 
     @property
     def pc(self) -> str:

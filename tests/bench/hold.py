@@ -74,8 +74,8 @@ class Measured:
 def measure(guest: Guest, mode: str, commands: Sequence[list[str]], *, fences: bool) -> Measured:
     """Watch while the commands run in the guest."""
     found = Measured()
-    hurry()
     with Session(str(guest.monitor)) as session:
+        hurry()
         stepper = Stepper(session.os)
         source = session.choose(mode).source
         assert source is not None

@@ -37,8 +37,11 @@ class Hit:
     thread: int
     """As the stub counts them, from 1."""
     registers: Mapping[str, int]
+    """Those of `Architecture.trap_registers` that the stub has."""
     pc: int
     """The guest-virtual address at which it stands."""
+    root: int
+    """`Architecture.page_root`, raw."""
     word: GuestVirtual | None = None
     """What it has touched; None: it is at a breakpoint."""
     same: bool = False
@@ -127,8 +130,10 @@ class HitFinder:
 
     def _hit(self, thread: int, *, same: bool = False) -> Hit:
         registers = self._registers.decode(self._last[thread])
-        pc = registers.get(self._machine.pc, 0)
-        return Hit(thread=thread, registers=registers, pc=pc, word=self._armed.places.word(pc), same=same)
+        pc = registers.pop(self._machine.pc, 0)
+        root = registers.pop(self._machine.page_root, 0)
+        word = self._armed.places.word(pc)
+        return Hit(thread=thread, registers=registers, pc=pc, root=root, word=word, same=same)
 
     def known(self, thread: int) -> None:
         """What the thread was found to have hit was reported before: it has no mark."""

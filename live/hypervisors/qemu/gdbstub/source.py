@@ -203,22 +203,22 @@ class GdbSource:
         todo = deque(outputs)
         while todo:
             match todo.popleft():
-                case stops.Ask(requests):
-                    given = stops.Answered(self._client.requests(*requests))
-                    todo += self._stops.feed(given, time.monotonic())
-                case stops.Send(requests):
-                    self._client.requests(*requests)
-                case stops.Step(thread):
-                    self._client.step(thread)
-                case stops.LetGo(before):
-                    self._client.resume(*before)
-                    self._watchdog.running()
-                case stops.Leave():
-                    self._watchdog.running()
                 case stops.Stand():
                     self._watchdog.stopped(self._limit)
-                case stops.Hold(trap):
-                    delivered = trap
+                case stops.Hold() as hold:
+                    delivered = hold.trap
+                case stops.Ask() as ask:
+                    given = stops.Answered(self._client.requests(*ask.requests))
+                    todo += self._stops.feed(given, time.monotonic())
+                case stops.LetGo() as go:
+                    self._client.resume(*go.before)
+                    self._watchdog.running()
+                case stops.Send() as send:
+                    self._client.requests(*send.requests)
+                case stops.Step() as step:
+                    self._client.step(step.thread)
+                case stops.Leave():
+                    self._watchdog.running()
         return delivered
 
     def _check(self) -> None:

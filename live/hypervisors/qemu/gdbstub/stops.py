@@ -26,7 +26,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from live.core.machine import Architecture
@@ -38,7 +38,7 @@ from live.hypervisors.qemu.gdbstub.passage import Passage, Skip
 from live.hypervisors.qemu.gdbstub.target import TRAP_SIGNAL, Stop
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """Of the guest, as far as we know it."""
 
     RUNNING = "running"
@@ -148,6 +148,7 @@ class Leave:
 
 Output = Stand | Ask | Send | Step | Hold | LetGo | Leave
 
+_STAND = Stand()
 _GOES = frozenset({State.RUNNING, State.PAUSED})
 """The guest goes on, unless it is somebody else's to let go."""
 _SETTLED = _GOES | {State.STANDING}
@@ -183,16 +184,22 @@ class Stops:
         self.state = State.RUNNING
         self.foreign = False
         """The stop is by somebody else."""
-        self.counters = TrapCounters()
-        """Nothing is ever dropped."""
         self.pending: deque[Hit] = deque()
         """What has hit in this stop and was not delivered yet."""
         self.since = 0.0
         """When the hold limit began to count."""
+        self._delivered = self._hold_timeouts = self._held_ns = 0
         self._machine, self._armed, self._hits, self._passage = machine, armed, hits, passage
         self._question: Question | None = None
         self._held: Hit | None = None
         """What was delivered last, and is held or being passed."""
+
+    @property
+    def counters(self) -> TrapCounters:
+        """Nothing is ever dropped."""
+        return TrapCounters(
+            delivered=self._delivered, hold_timeouts=self._hold_timeouts, held_ns=self._held_ns
+        )
 
     def feed(self, given: Input, now: float) -> tuple[Output, ...]:
         """What is to be done, in order.  ``now``: seconds of a monotonic clock."""
@@ -228,7 +235,7 @@ class Stops:
         hit = stop is not None and stop.signal == TRAP_SIGNAL
         self.foreign = stop is not None and not hit
         self.since = now
-        ours: tuple[Output, ...] = () if self.foreign else (Stand(),)
+        ours: tuple[Output, ...] = () if self.foreign else (_STAND,)
         return (*ours, *self._ask(self._hits.first(max(stop.thread, 1) if stop and hit else 0)))
 
     def _ask(self, question: Question | None) -> tuple[Output, ...]:
@@ -253,27 +260,25 @@ class Stops:
             if word is None and not (hit.word is None and self._armed.code(hit.pc)):
                 continue  # nobody wants it any more
             self.state, self.since, self._held = State.HELD, now, hit
-            self.counters = replace(self.counters, delivered=self.counters.delivered + 1)
-            return Stand(), Hold(self._trap(hit, now))
+            self._delivered += 1
+            return _STAND, Hold(self._trap(hit, now))
         return self._settle()
 
     def _trap(self, hit: Hit, now: float) -> Trap:
-        machine = self._machine
-        known = [name for name in machine.trap_registers if name in hit.registers]
         kind = CodeHit if hit.word is None else partial(Access, address=hit.word)
         return kind(
             vcpu=VcpuIndex(hit.thread - 1),
-            asid=machine.asid_of(hit.registers.get(machine.page_root, 0)),
+            asid=self._machine.asid_of(hit.root),
             pc=GuestVirtual(hit.pc),
-            sequence=self.counters.delivered,
+            sequence=self._delivered,
             time_ns=int(now * 1e9),
             held=True,
-            registers={name: hit.registers[name] for name in known},
+            registers=hit.registers,
         )
 
     def _resume(self, given: Resume, now: float) -> tuple[Output, ...]:
         hit = self._held
-        if hit is None or given.sequence != self.counters.delivered:
+        if hit is None or given.sequence != self._delivered:
             return ()
         if hit.same and not given.news:
             self._hits.known(hit.thread)
@@ -281,13 +286,11 @@ class Stops:
         return self._go_on(hit)
 
     def _waited(self, now: float) -> None:
-        held_ns = self.counters.held_ns + int((now - self.since) * 1e9)
-        self.counters = replace(self.counters, held_ns=held_ns)
+        self._held_ns += int((now - self.since) * 1e9)
 
     def _expire(self, now: float) -> tuple[Output, ...]:
         hit = self._held
-        ended = self.counters.hold_timeouts + len(self.pending) + (hit is not None)
-        self.counters = replace(self.counters, hold_timeouts=ended)
+        self._hold_timeouts += len(self.pending) + (hit is not None)
         if hit is not None:
             self._waited(now)
         else:  # what nobody took has to get past its breakpoint all the same

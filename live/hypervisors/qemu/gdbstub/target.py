@@ -70,10 +70,11 @@ class RegisterFile:
             raise TargetError(
                 f"QEMU's gdb stub describes no program counter of a vCPU of {machine.name}; use --mode poll."
             )
+        self._decode = _decoder(self._layout)
 
     def decode(self, answer: bytes) -> dict[str, int]:
         """Values by name from the answer to ``g``."""
-        return decode_registers(self._layout, answer)
+        return self._decode(answer)
 
     def ask_pc(self) -> bytes:
         """The request for the program counter alone; `number_of` has its value."""
@@ -105,12 +106,34 @@ def parse_target(read: Callable[[str], str], name: str = "target.xml") -> dict[s
 
 def decode_registers(layout: Mapping[str, Register], answer: bytes) -> dict[str, int]:
     """Values by name from the answer to ``g`` (little-endian hexadecimal); unavailable ones are left out."""
-    values = {}
-    for name, register in layout.items():
-        digits = answer[2 * register.offset : 2 * (register.offset + register.size)]
-        if len(digits) == 2 * register.size and b"x" not in digits:
-            values[name] = int.from_bytes(bytes.fromhex(digits.decode()), "little")
-    return values
+    return _decoder(layout)(answer)
+
+
+def _decoder(layout: Mapping[str, Register]) -> Callable[[bytes], dict[str, int]]:
+    """`decode_registers` for one layout: the guest stands while its answers are decoded."""
+    places = {name: slice(one.offset, one.offset + one.size) for name, one in layout.items()}
+    end = max((place.stop for place in places.values()), default=0)
+
+    def decode(answer: bytes) -> dict[str, int]:
+        try:
+            values = bytes.fromhex(answer[: 2 * end].decode())
+        except ValueError:
+            values = b""
+        if len(values) == end:
+            number = int.from_bytes
+            return {name: number(values[place], "little") for name, place in places.items()}
+        return _decode_partial(places, answer)
+
+    return decode
+
+
+def _decode_partial(places: Mapping[str, slice], answer: bytes) -> dict[str, int]:
+    found = {}
+    for name, place in places.items():
+        digits = answer[2 * place.start : 2 * place.stop]
+        if len(digits) == 2 * (place.stop - place.start) and b"x" not in digits:
+            found[name] = int.from_bytes(bytes.fromhex(digits.decode()), "little")
+    return found
 
 
 def parse_stop(payload: bytes) -> Stop | None:
