@@ -107,8 +107,12 @@ class TrapRequest:
     """Every system call in every asid (for measuring; a guest makes a great many)."""
     syscall_action: Action = Action.HOLD
     """What is done for `syscalls`, `compat_syscalls`."""
-    pending: frozenset[Asid] = frozenset()
-    """Asids in which every system call is trapped and held."""
+    settled: frozenset[Asid] = frozenset()
+    """Asids of which nothing more is to be learnt: the next two are for all others."""
+    unsettled_asids: Action = Action.OFF
+    """Every change to an asid that is not in `settled`."""
+    unsettled_syscalls: Action = Action.OFF
+    """Every system call in an asid that is not in `settled`."""
     words: tuple[Word, ...] = ()
     """Compared at each asid change, which is trapped and held if one has moved since the last one."""
     code: frozenset[GuestVirtual] = frozenset()
