@@ -7,11 +7,12 @@ System V psABI, 3.2.3 (arguments); Linux, arch/x86/include/asm/processor-flags.h
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from live.core.errors import MemoryFault
 from live.core.machine import AddressSpace, Registers
 from live.core.memory import Asid, GuestPhysical, MemoryReader
+from live.core.traps import Abi
 
 PRESENT, LARGE = 1, 1 << 7
 """Bits of a page-table entry."""
@@ -23,9 +24,15 @@ SOFTWARE = 0x7FF << 52
 ASID_MASK = ~(0x1FFF | 1 << 63) & (1 << 64) - 1
 """The bits of CR3 that tell one process from another: bits 0-11 hold the PCID, bit 12 tells a user page table
 from a kernel one under page-table isolation, bit 63 is the no-flush flag of a write."""
+_PTI = 0x1000
 _PAGING = 1 << 31
 """CR0.PG."""
 _ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
+_CALL_ARGUMENTS: Mapping[Abi, Sequence[str]] = {
+    Abi.NATIVE: ("rdi", "rsi", "rdx", "r10", "r8", "r9"),
+    Abi.COMPAT: ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp"),
+}
+"""arch/x86/entry/entry_64.S, entry_64_compat.S."""
 _KEPT = ("rdi", "rbx", "rbp", "r12", "r13", "r14", "r15")
 """Where a function has its first argument: as it came, or in a register that outlives calls."""
 
@@ -122,9 +129,9 @@ class Architecture:
     )
     longest_no_op = max(length for _, length in _NO_OPS)
 
-    def asid_of(self, root: int) -> Asid:
-        """CR3 without PCID, PTI and no-flush bits."""
-        return Asid(root & ASID_MASK)
+    def asid_of(self, root: int, *, split: bool = True) -> Asid:
+        """CR3 without PCID and no-flush bits; ``split``: and without that of PTI."""
+        return Asid(root & (ASID_MASK if split else ASID_MASK | _PTI))
 
     def roots(self, registers: Registers) -> frozenset[int]:
         """CR3 as it is and with bit 12 cleared.
@@ -148,6 +155,15 @@ class Architecture:
     def cpu_base(self, registers: Registers) -> int:
         """GS.base, which the kernel swaps in when it is entered."""
         return registers.get("gs_base", 0)
+
+    def cpu_base_in_user(self, registers: Registers) -> int:
+        """What the kernel will swap in for GS.base."""
+        return registers.get("k_gs_base", 0)
+
+    def call_argument(self, registers: Registers, abi: Abi, number: int) -> int:
+        """See `live.core.machine.Architecture.call_argument`; of 32-bit programs the lower halves count."""
+        value = registers.get(_CALL_ARGUMENTS[abi][number], 0)
+        return value & 0xFFFF_FFFF if abi is Abi.COMPAT else value
 
     def address_space(self, memory: MemoryReader, root: int, levels: int) -> AddressSpace:
         """See `live.core.machine.Architecture.address_space`; ``levels`` is 4 or 5."""

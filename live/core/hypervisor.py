@@ -95,6 +95,10 @@ class TrapOffer(Protocol):
     def mode(self) -> str:
         """What ``--mode`` selects and the output says."""
 
+    @property
+    def supports(self) -> frozenset[type]:
+        """The classes of traps that its source will have (`live.core.traps.TrapSource.supports`)."""
+
     def reluctance(self, kinds: frozenset[type]) -> str | None:
         """Why the offer is not taken unless the user asks for it, a sentence; None: it may be.
 

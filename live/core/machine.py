@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from live.core.memory import Asid, GuestPhysical, MemoryReader
+from live.core.traps import Abi
 
 Registers = Mapping[str, int]
 """Values of a vCPU's registers by name, unsigned."""
@@ -62,8 +63,12 @@ class Architecture(Protocol):
     def longest_no_op(self) -> int:
         """Bytes of code that `no_op_length` needs to see."""
 
-    def asid_of(self, root: int) -> Asid:
-        """The asid in a raw value of `page_root`: what tells one process from another, and nothing else."""
+    def asid_of(self, root: int, *, split: bool = True) -> Asid:
+        """The asid in a raw value of `page_root`: what tells one process from another, and nothing else.
+
+        ``split``: a process may have two page tables, one for itself and one for the kernel, whose roots
+        differ in one bit; without, that bit belongs to the address.
+        """
 
     def roots(self, registers: Registers) -> frozenset[int]:
         """The gpas of the top-level page tables that a vCPU may be using; empty while paging is off."""
@@ -76,6 +81,12 @@ class Architecture(Protocol):
 
     def cpu_base(self, registers: Registers) -> int:
         """The guest-virtual base of the kernel's per-CPU data, for a vCPU that is in the kernel."""
+
+    def cpu_base_in_user(self, registers: Registers) -> int:
+        """The same for a vCPU that executes a user's program."""
+
+    def call_argument(self, registers: Registers, abi: Abi, number: int) -> int:
+        """The ``number``-th argument, from 0, of the system call that the next instruction makes."""
 
     def address_space(self, memory: MemoryReader, root: int, levels: int) -> AddressSpace:
         """The page tables whose top level is at gpa ``root``, ``levels`` deep."""

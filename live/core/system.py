@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 from live.core.events import Process
 from live.core.hypervisor import UnplacedRam
 from live.core.machine import Architecture, Registers
-from live.core.memory import GuestVirtual, MemoryReader
+from live.core.memory import Asid, GuestVirtual, MemoryReader
 from live.core.snapshot import Counters, Happening, Snapshot, Task
-from live.core.traps import Access, CodeHit, Fence, TrapRequest
+from live.core.traps import Access, CodeHit, Fence, Syscall, TrapRequest, Word
 
 Progress = Callable[[float, str], None]
 """Called with a percentage (0..100) and what is being done."""
@@ -73,6 +73,41 @@ class LifecyclePoints(Protocol):
         """What a trap of `request` means; None for another one, or a task that is unreadable or gone."""
 
 
+class AsidRules(Protocol):
+    """What a system knows of its asids and system calls (`live.core.asids`): no code address is needed.
+
+    Nothing here raises.
+    """
+
+    @property
+    def kernel(self) -> frozenset[Asid]:
+        """Asids of the kernel itself, in which no process runs."""
+
+    @property
+    def words(self) -> Sequence[Word]:
+        """Words that change whenever a task comes or goes."""
+
+    @property
+    def syscalls(self) -> frozenset[int]:
+        """Numbers, by `Abi.NATIVE`, of the calls for which `shares` may be true."""
+
+    @property
+    def compat_syscalls(self) -> frozenset[int]:
+        """The same by `Abi.COMPAT`."""
+
+    def marks(self, task: Task) -> Sequence[Word]:
+        """Words of which one changes on the task's way to its death; none where that cannot be told."""
+
+    def unfinished(self, task: Task) -> bool:
+        """Whether a new task is on the list, and not complete yet."""
+
+    def shares(self, call: Syscall) -> bool:
+        """Whether a call may make a process in the asid of its caller."""
+
+    def caller(self, call: Syscall) -> int:
+        """Guest-virtual address of the task that makes a call, as `Task.parent` has it; 0: unknown."""
+
+
 class OperatingSystem(Protocol):
     """A running system in guest memory.
 
@@ -120,6 +155,9 @@ class OperatingSystem(Protocol):
 
     def points(self) -> LifecyclePoints:
         """The points of this kernel.  Raises `SymbolsMissing` if it lacks one."""
+
+    def asids(self) -> AsidRules:
+        """What is known of asids.  Raises `MemoryFault` or `SymbolsMissing` if that is not enough."""
 
     def runs(self, registers: Registers) -> bool:
         """Whether a vCPU with these registers executes this system, and not another that RAM holds, too."""

@@ -29,13 +29,23 @@ from live.core.events import (
     StartReason,
 )
 from live.core.lifecycle import TRANSITIONS, Emit, State
-from live.core.snapshot import Counters, Happening, Snapshot, Task, comm_of, difference, without_repeats
+from live.core.snapshot import (
+    Counters,
+    Happening,
+    Moment,
+    Snapshot,
+    Task,
+    comm_of,
+    difference,
+    without_repeats,
+)
 
 _STARTS = {
     Emit.START_RUNNING: StartReason.RUNNING,
     Emit.START_FORK: StartReason.FORK,
     Emit.START_EXEC: StartReason.EXEC,
 }
+_CAUGHT = frozenset({Moment.FORK, Moment.EXEC})
 _MAX_GONE = 1024
 """Identities that are remembered to be GONE; the oldest are forgotten."""
 
@@ -55,6 +65,7 @@ class Counts:
     has one counter for both) that were created and never shown.  ``unexpected``: moments in a state
     for which the table has no row.  ``late``: processes first seen at their death.  ``torn``:
     snapshots of a list that never held still.  ``unreadable``: traps whose task could not be read.
+    ``premature``: tasks that were taken for complete inside execve (`live.core.asids`).
     """
 
     starts: int = 0
@@ -65,6 +76,7 @@ class Counts:
     late: int = 0
     torn: int = 0
     unreadable: int = 0
+    premature: int = 0
 
 
 @dataclass(slots=True)
@@ -104,7 +116,11 @@ class Tracker:
 
     def live(self) -> list[Process]:
         """The processes that have started and not ended, as announced."""
-        return [known.process for known in self._known.values() if known.process is not None]
+        return list(self.announced().values())
+
+    def announced(self) -> dict[Identity, Process]:
+        """The same by identity."""
+        return {each: one.process for each, one in self._known.items() if one.process is not None}
 
     def next_event(self) -> Event | None:
         """The next event, oldest first; None when there is none."""
@@ -114,8 +130,12 @@ class Tracker:
         """A trap reported a new task, process or thread.  ``start``: its `start_boottime` in ns."""
         self._accounting.created(tid, start)
 
-    def receive_tasks(self, snapshot: Snapshot) -> None:
-        """Take in a snapshot of the task list.  The first one is that of attaching."""
+    def receive_tasks(self, snapshot: Snapshot, caught_ns: int | None = None) -> None:
+        """Take in a snapshot of the task list.  The first one is that of attaching.
+
+        ``caught_ns``: it was taken so many ns after a trap at which new processes and images are found as
+        soon as they are complete; None: they may be as old as the snapshot before.
+        """
         if self._attached is None:
             self._attached = {task.identity for task in snapshot.tasks}
         late_ns = snapshot.time_ns - self._time_ns if self.counters is not None else 0
@@ -127,8 +147,9 @@ class Tracker:
         )
         tasks = {identity: known.task for identity, known in self._known.items()}
         # Not as a list: what one moment changes in `_gone` decides whether a later one is a RETURN.
+        caught = occasion if caught_ns is None else replace(occasion, late_ns=caught_ns)
         for happening in difference(tasks, snapshot, self._attached, self._gone):
-            self.receive(happening, occasion)
+            self.receive(happening, caught if happening.moment in _CAUGHT else occasion)
         for task in snapshot.tasks:
             # Kept current, so that what is reported of a vanished task is its latest state.
             if task.identity in self._known and not task.transient:

@@ -113,6 +113,8 @@ class TrapRequest:
     """Every change to an asid that is not in `settled`."""
     unsettled_syscalls: Action = Action.OFF
     """Every system call in an asid that is not in `settled`."""
+    split_asids: bool = True
+    """As ``split`` of `live.core.machine.Architecture.asid_of`, by which asids are told apart."""
     words: tuple[Word, ...] = ()
     """Compared at each asid change, which is trapped and held if one has moved since the last one."""
     code: frozenset[GuestVirtual] = frozenset()

@@ -19,7 +19,8 @@ class LinuxMachine:
     largest size in bytes.  ``direct_map``: page-table levels -> guest-virtual address of the direct map, for
     kernels that do not randomise it.  ``entries``: symbol of a system-call entry point -> the table in which
     its system-call numbers count.  ``native_entry``: the one that must exist for `entries` to be used.
-    ``waits``: numbers of the system calls that wait for a child.
+    ``waits``: numbers of the system calls that wait for a child.  ``calls``: number -> name of those that
+    make a process in the caller's address space, for each table.
     """
 
     image: int
@@ -28,6 +29,7 @@ class LinuxMachine:
     native_entry: str
     entries: Mapping[str, Abi]
     waits: frozenset[int]
+    calls: Mapping[Abi, Mapping[int, str]]
 
 
 MACHINES: Mapping[str, LinuxMachine] = {
@@ -45,6 +47,10 @@ MACHINES: Mapping[str, LinuxMachine] = {
             "asm_int80_emulation": Abi.COMPAT,  # since 6.7 and in older stable kernels
         },
         waits=frozenset({61, 247}),  # wait4, waitid: what most parents call right after fork
+        calls={  # arch/x86/entry/syscalls
+            Abi.NATIVE: {56: "clone", 58: "vfork", 435: "clone3"},
+            Abi.COMPAT: {120: "clone", 190: "vfork", 435: "clone3"},
+        },
     )
 }
 """By `Architecture.name`."""

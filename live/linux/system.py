@@ -17,6 +17,7 @@ from live.core.machine import Architecture, Registers
 from live.core.memory import MemoryReader
 from live.core.snapshot import Counters, Snapshot, Task
 from live.core.system import Progress, System
+from live.linux.asids import LinuxAsids
 from live.linux.boot import now_ns, read_system
 from live.linux.details import ProcessReader
 from live.linux.kernel import LinuxKernel
@@ -87,6 +88,14 @@ class LinuxSystem:
     def points(self) -> LifecyclePoints:
         """See `live.core.system.OperatingSystem.points`."""
         return self._points
+
+    @cached_property
+    def _asids(self) -> LinuxAsids:
+        return LinuxAsids(self.kernel)
+
+    def asids(self) -> LinuxAsids:
+        """See `live.core.system.OperatingSystem.asids`."""
+        return self._asids
 
     def runs(self, registers: Registers) -> bool:
         """Whether the page tables of a vCPU with these registers map this kernel where it was found.

@@ -7,7 +7,7 @@ from live.core.machine import Registers
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import field
 
-_TASK_NEW = 0x0800  # include/linux/sched.h, since 4.8 (kernel commit 7dc603c9028e)
+TASK_NEW = 0x0800  # include/linux/sched.h, since 4.8 (kernel commit 7dc603c9028e)
 _MASK = (1 << 64) - 1
 
 
@@ -25,6 +25,10 @@ class VcpuTasks:
         """Guest-virtual address of the current task's `task_struct`.  Raises `MemoryFault`."""
         return self._memory.u64((self._machine.cpu_base(registers) + self._current) & _MASK)
 
+    def current_in_user(self, registers: Registers) -> int:
+        """The same of a vCPU that executes a user's program.  Raises `MemoryFault`."""
+        return self._memory.u64((self._machine.cpu_base_in_user(registers) + self._current) & _MASK)
+
     def newborn(self, registers: Registers) -> int:
         """Guest-virtual address of the new task that the function being executed has as its argument.
 
@@ -40,7 +44,7 @@ class VcpuTasks:
 
     def _is_new(self, address: int) -> bool:
         try:
-            return bool(self._state(address)[0] == _TASK_NEW)
+            return bool(self._state(address)[0] == TASK_NEW)
         except MemoryFault:
             return False
 

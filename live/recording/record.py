@@ -92,7 +92,7 @@ class Recorder:
         self._memory.begin()
         system = session.os.over(self._memory)
         self.writer.step("setup", time.time_ns(), self._memory.end())
-        return Stepper(system)
+        return session.stepper(self.choice, system)
 
     @property
     def counts(self) -> Counts:

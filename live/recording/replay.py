@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from live.arch import architecture
-from live.core.errors import MemoryFault
+from live.core.asids import AsidWatch
+from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.events import Event
 from live.core.memory import MemoryReader
 from live.core.system import OperatingSystem
 from live.recording import codec
 from live.recording.file import Recording, Step
 from live.recording.past_memory import ReplayMemory
-from live.watch.stepper import Stepper
+from live.watch.stepper import Stepper, asid_watch
 from live.watch.systems import finder
 
 
@@ -68,12 +69,19 @@ class Replay:
             system = system_of(self.recording, self._memory)
         except MemoryFault as fault:
             raise self.recording.damaged(f"its kernel's data is missing ({fault})") from fault
-        stepper = Stepper(system)
+        stepper = Stepper(system, self._asids(system))
         for step in steps:
             self._memory.enter(step)
             events = self._take(stepper, step)
             self._compare(step, events)
             yield from enumerate(events, step.events[0])
+
+    def _asids(self, system: OperatingSystem) -> AsidWatch | None:
+        head = self.recording.header
+        try:
+            return asid_watch(head.mode, system, architecture(head.machine))
+        except (MemoryFault, SymbolsMissing) as error:
+            raise self.recording.damaged(f"its kernel's data is missing ({error})") from error
 
     def _take(self, stepper: Stepper, step: Step) -> list[Event]:
         try:

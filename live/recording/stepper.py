@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from live.core.errors import MemoryFault
 from live.core.events import Event
 from live.core.tracker import Tracker
-from live.core.traps import Trap
+from live.core.traps import Trap, TrapRequest
 from live.recording import codec
 from live.recording.filters import EventFilter
 from live.recording.frames import take_frame
@@ -67,6 +67,11 @@ class RecordingStepper:
         self._framed_at = 0.0
         self.frames = 0
         """Number of frames taken."""
+
+    @property
+    def request(self) -> TrapRequest | None:
+        """See `live.watch.stepper.Steps.request`."""
+        return self._steps.request
 
     def snapshot(self, time_ns: int, trigger: str) -> list[Event]:
         """See `live.watch.stepper.Steps.snapshot`.  Raises `TargetError` if it cannot be written."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from live.core.hypervisor import Guest
-from live.core.memory import GuestVirtual
+from live.core.memory import Asid, GuestVirtual
 from live.core.traps import Access, Action, AsidChange, CodeHit, Syscall, TrapRequest, TrapSource
 from live.testing.subject import Subject
 from live.testing.traps import (
     LONG,
     TrapContract,
     after,
+    arriving,
     begin,
     check_counts,
     check_order,
@@ -91,11 +93,52 @@ class FloodContract(TrapContract):
             assert trap.new_asid != trap.asid
             assert not trap.held
 
-    def test_system_calls_in_one_asid(self, subject: Subject, source: TrapSource) -> None:
-        """What is pending is held; a system call of another asid is no trap."""
+    def test_what_is_settled_is_no_trap(self, subject: Subject, source: TrapSource) -> None:
+        """Every other asid is held, at the change to it and at its system calls, until it is settled."""
         if not {Syscall, AsidChange} <= source.supports:
             pytest.skip("the source declares that it does not trap system calls, or asid changes")
-        functions_of(subject)
+        request = TrapRequest(unsettled_asids=Action.HOLD, unsettled_syscalls=Action.HOLD)
+        settled: set[Asid] = set()
+        source.arm(request)
+        wait = begin(subject, 3)
+        seen = []
+        for trap in arriving(source, wait, subject.quiet):
+            seen.append(trap)
+            assert trap.held
+            asid = trap.new_asid if isinstance(trap, AsidChange) else trap.asid
+            assert asid not in settled, f"the asid {asid:#x} was settled before"
+            if isinstance(trap, Syscall):  # what makes a call is known from then on
+                settled.add(asid)
+                source.arm(replace(request, settled=frozenset(settled)))
+            source.resume(trap)
+        check_order(seen)
+        assert {type(trap) for trap in seen} == {AsidChange, Syscall}, "processes began and ended unseen"
+        source.arm(request)
+        assert settled & {trap.asid for trap in after(source, subject, 3)}, "nothing is settled any more"
+        assert source.counters.hold_timeouts == 0
+
+    def test_a_word_that_moves_is_told_at_the_next_asid_change(
+        self, subject: Subject, source: TrapSource
+    ) -> None:
+        """One that counts processes; each time once."""
+        if AsidChange not in source.supports:
+            pytest.skip("the source declares that it does not trap asid changes")
+        if not subject.words:
+            pytest.skip("the subject knows no words that count its processes")
+        source.arm(TrapRequest(words=subject.words))
+        traps = after(source, subject, 3)
+        check_order(traps)
+        assert traps, "processes began and ended, and no word has moved"
+        for trap in traps:
+            assert isinstance(trap, AsidChange)
+            assert trap.held
+            assert trap.moved
+            assert trap.new_asid != trap.asid
+
+    def test_system_calls_by_number(self, subject: Subject, source: TrapSource) -> None:
+        """Of those that the source knows, a system call is trapped by its number."""
+        if Syscall not in source.supports:
+            pytest.skip("the source declares that it does not trap system calls")
         source.arm(TrapRequest(every_syscall=Action.RECORD))
         calls = [trap for trap in after(source, subject, 1) if isinstance(trap, Syscall)]
         assert calls, "processes began and ended without a system call"

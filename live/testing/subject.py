@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from live.core.hypervisor import Guest
 from live.core.memory import GuestPhysical, GuestVirtual
 from live.core.system import Finder
-from live.core.traps import Abi, Fence, Watchpoint
+from live.core.traps import Abi, Fence, Watchpoint, Word
 
 Wait = Callable[[], object]
 """Returns when what was begun is over; raises if that takes too long."""
@@ -45,6 +45,8 @@ class Subject:
     """Where the guest's kernel begins a system call; needed with ``fences``."""
     accesses: frozenset[Watchpoint] = frozenset()
     """Words that each of those processes touches."""
+    words: tuple[Word, ...] = ()
+    """Words that change whenever such a process begins."""
     pause: Callable[[], object] | None = None
     """Somebody else pauses the guest, not through what ``open`` gave."""
     resume: Callable[[], object] | None = None

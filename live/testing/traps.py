@@ -13,7 +13,7 @@ import pytest
 from live.arch import architecture
 from live.core.errors import TargetError
 from live.core.hypervisor import Guest
-from live.core.memory import GuestVirtual
+from live.core.memory import GuestPhysical, GuestVirtual
 from live.core.traps import (
     Access,
     Action,
@@ -25,6 +25,7 @@ from live.core.traps import (
     TrapRequest,
     TrapSource,
     Watchpoint,
+    Word,
 )
 from live.testing.capabilities import CapabilityContract, needed
 from live.testing.sentences import check_error, check_sentence
@@ -35,8 +36,16 @@ LONG = 4.0
 _CLASSES: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit, Access})
 _NOWHERE = GuestVirtual(0x7FFF_0000)
 _UNSUPPORTED: dict[type, Sequence[TrapRequest]] = {
-    AsidChange: (TrapRequest(asid_changes=Action.RECORD),),
-    Syscall: (TrapRequest(syscalls=frozenset({1})), TrapRequest(every_syscall=Action.RECORD)),
+    AsidChange: (
+        TrapRequest(asid_changes=Action.RECORD),
+        TrapRequest(unsettled_asids=Action.HOLD),
+        TrapRequest(words=(Word(gpa=GuestPhysical(0x1000)),)),
+    ),
+    Syscall: (
+        TrapRequest(syscalls=frozenset({1})),
+        TrapRequest(every_syscall=Action.RECORD),
+        TrapRequest(unsettled_syscalls=Action.HOLD),
+    ),
     CodeHit: (TrapRequest(code=frozenset({_NOWHERE})),),
     Access: (
         TrapRequest(
@@ -49,10 +58,19 @@ _UNSUPPORTED: dict[type, Sequence[TrapRequest]] = {
 def drain(
     source: TrapSource, wait: Wait, quiet: float = 0.3, *, slow: float = 0.0, patience: float = 60.0
 ) -> list[Trap]:
-    """Every trap until ``wait`` has returned and nothing more comes for ``quiet`` seconds; each is resumed.
+    """`arriving`, and each is resumed; ``slow``: seconds that the reader takes for each."""
+    traps = []
+    for trap in arriving(source, wait, quiet, patience=patience):
+        traps.append(trap)
+        time.sleep(slow)
+        source.resume(trap)
+    return traps
 
-    ``slow``: seconds that the reader takes for each.  ``patience``: seconds behind the end of ``wait`` after
-    which there must be silence.
+
+def arriving(source: TrapSource, wait: Wait, quiet: float = 0.3, *, patience: float = 60.0) -> Iterator[Trap]:
+    """Every trap until ``wait`` has returned and nothing more comes for ``quiet`` seconds.
+
+    ``patience``: seconds behind the end of ``wait`` after which there must be silence.
     """
     ended = threading.Event()
     over_at = math.inf
@@ -68,22 +86,21 @@ def drain(
 
     thread = threading.Thread(target=watch)
     thread.start()
-    traps: list[Trap] = []
+    count = 0
     while True:
         was_over = ended.is_set()
         if was_over:
             over_at = min(over_at, time.monotonic())
-        assert time.monotonic() < over_at + patience, f"traps without end: {len(traps)} so far"
+        assert time.monotonic() < over_at + patience, f"traps without end: {count} so far"
         trap = source.wait(quiet)
         if trap is not None:
-            traps.append(trap)
-            time.sleep(slow)
-            source.resume(trap)
+            count += 1
+            yield trap
         elif was_over:
             thread.join()
             if failed:
                 raise failed[0]
-            return traps
+            return
 
 
 def arrives(source: TrapSource, subject: Subject) -> Trap:

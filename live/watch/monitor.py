@@ -10,7 +10,6 @@ from dataclasses import replace
 from live.core.events import Event, Process, ProcessEnd, ProcessStart, is_kernels
 from live.core.tracker import Counts
 from live.watch.session import Session
-from live.watch.stepper import Stepper
 from live.watch.watchers import Cost, Trapper, watcher_of
 
 StartCallback = Callable[[Process], None]
@@ -50,15 +49,16 @@ class Monitor:
         unless ``kernel_threads``.  Raises `TargetError` if the guest does not offer ``mode``.
         """
         self._kernel_threads = kernel_threads
-        stepper = Stepper(session.os)
-        self._tracker = stepper.tracker
         self.choice = session.choose(mode)
         """The mode, and why it is not a better one."""
         self.mode, self.guarantee = self.choice.mode, self.choice.guarantee
         with contextlib.ExitStack() as undo:
             undo.callback(self.choice.close)
+            stepper = session.stepper(self.choice)
+            self._tracker = stepper.tracker
             self._watcher = watcher_of(session, self.choice, stepper, interval)
-            self._fences = session.os.points().fences if self.traps else frozenset()
+            functions = self.traps and stepper.request is None
+            self._fences = session.os.points().fences if functions else frozenset()
             undo.pop_all()
         self._start: list[StartCallback] = []
         self._exec: list[ExecCallback] = []
@@ -128,7 +128,11 @@ class Monitor:
         """
         deadline = None if duration is None else time.monotonic() + duration
         ready: list[Event] = []
-        if isinstance(self._watcher, Trapper) and not (self._start or self._exec or self._end):
+        if (
+            isinstance(self._watcher, Trapper)
+            and self._fences
+            and not (self._start or self._exec or self._end)
+        ):
             self._watcher.request = replace(self._watcher.request, fences=self._fences)
 
         def deliver(event: Event) -> None:

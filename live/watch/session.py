@@ -14,11 +14,12 @@ from live.arch import architecture
 from live.core.errors import GuestGone, NoKernelFound, SymbolsMissing
 from live.core.hypervisor import Guest, Notice
 from live.core.snapshot import Counters
-from live.core.system import Finder, Progress, System
+from live.core.system import Finder, OperatingSystem, Progress, System
 from live.core.traps import CodeHit, TrapRequest, TrapSource
 from live.hypervisors import registry
 from live.watch import modes, systems
 from live.watch.modes import Choice
+from live.watch.stepper import Stepper, asid_watch
 
 _ALIVE_CHECK_S = 0.25
 _RUNNING_TRIES, _RUNNING_WAIT_S = 3, 0.02
@@ -115,12 +116,25 @@ class Session:
         """
         try:
             kinds = self.os.points().ways
-        except SymbolsMissing:  # said by whoever needs the points: `request`
-            kinds = frozenset({CodeHit})
+        except SymbolsMissing:
+            # "auto" is left with asid changes; who asks for a mode of functions is told by `request`.
+            kinds = frozenset() if mode == modes.AUTO else frozenset({CodeHit})
         return modes.choose(self.guest, self.machine, mode, kinds, hold)
 
+    def stepper(self, choice: Choice, system: OperatingSystem | None = None) -> Stepper:
+        """What takes the steps of a watch in the chosen mode.
+
+        ``system``: the same one over another reader of its memory; None: `os`.  Raises `SymbolsMissing`,
+        `MemoryFault`.
+        """
+        system = system or self.os
+        return Stepper(system, asid_watch(choice.mode, system, self.machine))
+
     def request(self, source: TrapSource) -> TrapRequest:
-        """What ``source`` is to be armed with.  Raises `SymbolsMissing` if the kernel lacks a function."""
+        """What ``source`` is to be armed with, to trap lifecycle points.
+
+        Raises `SymbolsMissing` if the kernel lacks a function.
+        """
         return self.os.points().request(source.prefers)
 
     def close(self) -> None:

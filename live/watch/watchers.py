@@ -93,10 +93,10 @@ class Poller:
 
 
 class Trapper:
-    """Drives the steps by traps: the kernel's own lifecycle functions."""
+    """Drives the steps by traps: of the kernel's own lifecycle functions, or of asid changes."""
 
     def __init__(self, session: Session, steps: Steps, source: TrapSource, request: TrapRequest) -> None:
-        """Nothing is armed yet.  ``request``: from `Session.request`."""
+        """Nothing is armed yet.  ``request``: from `Session.request`, or `Steps.request`."""
         self._session, self._steps, self._source = session, steps, source
         self.request = request
         """What `run` will arm."""
@@ -111,6 +111,7 @@ class Trapper:
         self._source.arm(self.request)
         with _guest_readable():
             _snapshot(self._steps, self.cost, "attach", deliver)
+        self._rearm()
         yield
         proof_at, dirty = time.monotonic() + PROOF_S, False
         while True:
@@ -130,6 +131,7 @@ class Trapper:
             if dirty and now >= proof_at and (trap is None or now >= proof_at + PROOF_S):
                 with _guest_readable():
                     _snapshot(self._steps, self.cost, "proof", deliver)
+                self._rearm()
                 proof_at, dirty = now + PROOF_S, False
             yield
         # The last proof, while what has not been handled is still held.
@@ -150,6 +152,7 @@ class Trapper:
                 self._resync |= counts.unreadable > unreadable
                 for event in events:
                     deliver(event)
+                self._rearm()
             else:
                 self.cost.late += 1
                 self._resync = True
@@ -157,6 +160,13 @@ class Trapper:
             self._source.resume(trap, news=news)
         self.cost.traps += 1
         self.cost.held_ns = self._source.counters.held_ns
+
+    def _rearm(self) -> None:
+        """Trap what the steps so far have made of the request; in force before a held vCPU goes on."""
+        request = self._steps.request
+        if request is not None and request != self.request:
+            self.request = request
+            self._source.arm(request)
 
     def _in_time(self, trap: Trap) -> bool:
         """Whether the vCPU of a trap still stands where it was trapped, so that memory is as it was then."""
@@ -173,6 +183,7 @@ class Trapper:
             self._resync = False
             with _guest_readable():
                 _snapshot(self._steps, self.cost, "resync", deliver)
+            self._rearm()
 
 
 def watcher_of(session: Session, choice: Choice, steps: Steps, interval: float) -> Trapper | Poller:
@@ -182,7 +193,7 @@ def watcher_of(session: Session, choice: Choice, steps: Steps, interval: float) 
     """
     if choice.source is None:
         return Poller(session, steps, interval)
-    return Trapper(session, steps, choice.source, session.request(choice.source))
+    return Trapper(session, steps, choice.source, steps.request or session.request(choice.source))
 
 
 def _snapshot(steps: Steps, cost: Cost, trigger: str, deliver: Deliver) -> None:

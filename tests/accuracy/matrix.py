@@ -11,8 +11,8 @@ from tests.guest.workloads import Workload, workloads
 PTI_MODEL = "Skylake-Client"
 """A CPU model that Linux believes to be vulnerable to Meltdown."""
 
-PROCESSES = {"plugin": 10_000, "gdbstub": 2_000, "poll": 1_000}
-QUICK = {"plugin": 300, "gdbstub": 100, "poll": 100}
+PROCESSES = {"plugin": 10_000, "gdbstub": 2_000, "asid": 10_000, "diff": 2_000, "poll": 1_000}
+QUICK = {"plugin": 300, "gdbstub": 100, "asid": 300, "diff": 100, "poll": 100}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 KERNELS = ("5.10", "6.1", "6.12", "7.2")
-MODES = ("plugin", "gdbstub", "poll")
+MODES = ("plugin", "gdbstub", "asid", "diff", "poll")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from tests.accuracy.campaign import Result
 from tests.accuracy.compare import Row
+from tests.accuracy.options import MODES
 from tests.accuracy.poll import CLASSES, Recall
 
 _INTRO = """\
@@ -66,7 +67,7 @@ def markdown(
 def _order(result: Result) -> tuple[int, tuple[int, ...], bool, int]:
     case = result.case
     version = tuple(int(part) for part in case.kernel.split("."))
-    return (("plugin", "gdbstub", "poll").index(case.mode), version, case.pti, case.cpus)
+    return (MODES.index(case.mode), version, case.pti, case.cpus)
 
 
 def _listed(values: Iterable[str]) -> str:

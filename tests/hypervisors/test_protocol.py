@@ -33,7 +33,7 @@ def event(
 
 def test_the_empty_request_traps_nothing() -> None:
     message = protocol.encode_request(TrapRequest(), 1000, nowhere)
-    assert message == struct.pack("<I4B6I48Q", 416, 0, 0, 2, 2, 1000, *[0] * 5, *[0] * 48)
+    assert message == struct.pack("<I7Bx5I48Q", 416, 0, 0, 2, 2, 0, 0, 1, 1000, *[0] * 4, *[0] * 48)
 
 
 def test_a_request_with_everything() -> None:
@@ -41,8 +41,14 @@ def test_a_request_with_everything() -> None:
         asid_changes=Action.RECORD,
         syscalls=frozenset({0, 59, 1023}),
         compat_syscalls=frozenset({11}),
-        pending=frozenset({Asid(0x4000), Asid(0x2000)}),
-        words=(Word(gpa=GuestPhysical(0x1000)), Word(gpa=GuestPhysical(0x2004), size=4)),
+        settled=frozenset({Asid(0x4000)}),
+        unsettled_asids=Action.RECORD,
+        unsettled_syscalls=Action.HOLD,
+        words=(
+            Word(gpa=GuestPhysical(0x2004), size=4),
+            Word(gpa=GuestPhysical(0x1000)),
+            Word(gpa=GuestPhysical(0x1000)),
+        ),
         code=frozenset({GuestVirtual(0xFFFFFFFF81000010), GuestVirtual(0xFFFFFFFF81000000)}),
         fences=frozenset(
             Fence(code=GuestVirtual(code), offset=0x940, passing=passing)
@@ -63,11 +69,11 @@ def test_a_request_with_everything() -> None:
     bits = [0] * 48
     bits[0], bits[15], bits[16] = 1 | 1 << 59, 1 << 63, 1 << 11
     bits[32], bits[35] = 1 << 61, 1 << 55
-    tail = [0x2000, 0x4000, 0x7F0000001000, 8, 0x7F0000002004, 4]
+    tail = [0x7F0000001000, 8, 0x7F0000002004, 4]
     tail += [0xFFFFFFFF81000000, 0xFFFFFFFF81000010]
     tail += [0xFFFFFFFF81000000, 0x940, 0, 0xFFFFFFFF81000010, 0x940, 1]
     tail += [0xFFFFFFFF83000000, 1, 0xFFFFFFFF83000010, 0]
-    assert message == struct.pack("<I4B6I66Q", 416 + 144, 1, 0, 2, 2, 250, 2, 2, 2, 2, 2, *bits, *tail)
+    assert message == struct.pack("<I7Bx5I64Q", 416 + 128, 1, 0, 2, 2, 1, 2, 1, 250, 2, 2, 2, 2, *bits, *tail)
 
 
 def test_what_the_plugin_cannot_take() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from live.arch.x86_64 import X86_64
 from live.core.traps import Abi, Action
-from live.hypervisors.qemu.plugin import build, protocol
+from live.hypervisors.qemu.plugin import build, protocol, settled
 
 WIRE = Path(build.__file__).with_name("wire.h")
 STRUCTS = {
@@ -22,7 +22,8 @@ STRUCTS = {
     ),
     "arm": (
         protocol.ARM,
-        "length asid every syscall code hold_ms n_pending n_words n_code n_fences n_entries "
+        "length asid every syscall code unsettled_asid unsettled_syscall split "
+        "hold_ms n_words n_code n_fences n_entries "
         "syscalls*16 compat_syscalls*16 passing*16",
     ),
     "answer": (protocol.ANSWER, "reply flush"),
@@ -31,7 +32,15 @@ STRUCTS = {
 ENUMS = {
     "MAGIC": protocol.MAGIC,
     "PROTOCOL": protocol.PROTOCOL,
-    "MAX_PENDING": protocol.MAX_PENDING,
+    "SETTLED_BITS": settled.BITS,
+    "SETTLED_SLOTS": settled.SLOTS,
+    "SETTLED_PROBES": settled.PROBES,
+    "SETTLED_EMPTY": settled.EMPTY,
+    "SETTLED_MARK": settled.MARK,
+    "SETTLED_GONE": settled.GONE,
+    **{
+        f"SETTLED_FIRST({asid:#x}ull)": settled.first_slot(asid) for asid in (0x1000, 0x12345000, 0xFFFF_F000)
+    },
     "MAX_WORDS": protocol.MAX_WORDS,
     "MAX_CODE": protocol.MAX_CODE,
     "MAX_FENCES": protocol.MAX_FENCES,
@@ -53,6 +62,7 @@ ENUMS = {
 }
 OFFSETS = {
     "shared.ring_offset": protocol.RING_OFFSET_AT,
+    "shared.settled": protocol.SETTLED_AT,
     "shared.head": protocol.HEAD_AT,
     "shared.tail": protocol.TAIL_AT,
     "shared.asleep": protocol.ASLEEP_AT,
@@ -110,9 +120,9 @@ def compiled(wire: Path, directory: Path) -> dict[str, str]:
 def starts(layout: struct.Struct) -> list[int]:
     """The offset of each value that a layout packs."""
     found, at = [], 0
-    for count, code in re.findall(r"(\d*)([A-Z])", layout.format):
+    for count, code in re.findall(r"(\d*)([A-Zx])", layout.format):
         for _ in range(int(count or 1)):
-            found.append(at)
+            found += [at] if code != "x" else []
             at += struct.calcsize(f"<{code}")
     return found
 
@@ -142,7 +152,7 @@ def test_both_sides_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("was", "is_now", "differs"),
     [
-        ("PROTOCOL = 7", "PROTOCOL = 8", {"PROTOCOL"}),
+        ("PROTOCOL = 8", "PROTOCOL = 9", {"PROTOCOL"}),
         ("SYSCALL_NUMBERS = 1024", "SYSCALL_NUMBERS = 2048", {"SYSCALL_NUMBERS", "arm"}),
         ("MAX_FENCES = 64", "MAX_FENCES = 65", {"MAX_FENCES"}),
         ("OFF, RECORD,", "RECORD, OFF,", {"OFF", "RECORD"}),
@@ -153,7 +163,7 @@ def test_both_sides_agree(tmp_path: Path) -> None:
         ("kind, action, abi", "action, kind, abi", {"event.action", "event.kind"}),
         ("cr3, new_cr3, pc", "new_cr3, cr3, pc", {"event.cr3", "event.new_cr3"}),
         ("timeouts, flushes", "flushes, timeouts", {"shared.flushes", "shared.timeouts"}),
-        ("uint32_t hold_ms, ", "uint32_t unused, hold_ms, ", {"arm.hold_ms", "arm"}),
+        ("uint32_t hold_ms, ", "uint32_t more, hold_ms, ", {"arm.hold_ms", "arm"}),
     ],
 )
 def test_a_change_on_one_side_is_seen(tmp_path: Path, was: str, is_now: str, differs: set[str]) -> None:

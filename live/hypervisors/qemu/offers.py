@@ -30,6 +30,7 @@ class PluginOffer:
     """Traps by the plugin that the guest was started with; TCG only."""
 
     mode = "plugin"
+    supports = PluginSource.supports
 
     def __init__(self, guest: QemuGuest) -> None:
         """Nothing is opened."""
@@ -70,6 +71,7 @@ class GdbOffer:
     """Traps by the gdb stub, which is started on the running guest."""
 
     mode = "gdbstub"
+    supports = GdbSource.supports
 
     def __init__(self, guest: QemuGuest) -> None:
         """Nothing is opened."""

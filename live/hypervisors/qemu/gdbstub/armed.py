@@ -85,7 +85,7 @@ class Armed:
         Raises `TargetError` for what is neither code nor an access to data.
         """
         others = (request.asid_changes, request.syscalls, request.compat_syscalls, request.every_syscall)
-        if any(others) or request.pending or request.words:
+        if any(others) or request.unsettled_asids or request.unsettled_syscalls or request.words:
             raise TargetError("The gdb stub traps code and data only; use plugin mode for the rest.")
         wanted = request.code if request.code_action else frozenset[GuestVirtual]()
         if wanted == self._first_bytes.keys() and request.accesses == self.places.watchpoints:

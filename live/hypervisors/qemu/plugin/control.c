@@ -18,7 +18,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { LONGEST = sizeof(struct arm) + sizeof(uint64_t) * (MAX_PENDING + QUADS_PER_WORD * MAX_WORDS + MAX_CODE
+enum { LONGEST = sizeof(struct arm) + sizeof(uint64_t) * (QUADS_PER_WORD * MAX_WORDS + MAX_CODE
                                       + QUADS_PER_FENCE * MAX_FENCES + QUADS_PER_ENTRY * MAX_ENTRIES) };
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};

@@ -135,6 +135,19 @@ void events_enter(unsigned v)
     waiters[v].busy = true;
 }
 
+bool asid_settled(uint64_t asid)
+{
+    uint64_t at = SETTLED_FIRST(asid);
+    for (unsigned probe = 0; reader && probe < SETTLED_PROBES; probe++) {
+        uint64_t slot = atomic_load_explicit(&shared->settled[at++ % SETTLED_SLOTS], memory_order_relaxed);
+        if (slot == (asid | SETTLED_MARK))
+            return true;
+        if (slot == SETTLED_EMPTY)
+            return false;
+    }
+    return !reader;
+}
+
 void events_leave(unsigned v)
 {
     waiters[v].busy = false;

@@ -43,5 +43,6 @@ void events_flushed(uint64_t number);
 void events_add_vcpu(unsigned v);
 void events_enter(unsigned v);
 void events_leave(unsigned v);
+bool asid_settled(uint64_t asid);               /* between the two */
 void pass_fences(unsigned v, bool passing, unsigned limit_ms);  /* `passing`: only those that are not passable */
 void emit(struct event *, enum action, unsigned limit_ms);

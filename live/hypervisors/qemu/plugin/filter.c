@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include "filter.h"
+#include "events.h"
 
 #include <sched.h>
 #include <stdlib.h>
@@ -54,6 +55,7 @@ static uint64_t value_of(const struct watched *w)
 static enum reply watch_words(struct filter *f, const uint64_t *pairs)
 {
     const struct filter *old = installed;
+    unsigned k = 0, n_old = old ? old->head.n_words : 0;
     f->words = calloc(f->head.n_words + 1, sizeof *f->words);
     if (!f->words)
         return NO_MEMORY;
@@ -61,12 +63,15 @@ static enum reply watch_words(struct filter *f, const uint64_t *pairs)
         struct watched *w = &f->words[i];
         w->address = pairs[QUADS_PER_WORD * i];
         w->size = pairs[QUADS_PER_WORD * i + 1];
+        while (k < n_old && old->words[k].address < w->address)
+            k++;
+        if (k < n_old && old->words[k].address == w->address && old->words[k].size == w->size) {
+            w->last = old->words[k].last;       /* what moved since it was last compared still counts */
+            continue;
+        }
         if (!readable(w->address, w->size))
             return BAD_ADDRESS;
         w->last = value_of(w);
-        for (unsigned k = 0; old && k < old->head.n_words; k++)
-            if (old->words[k].address == w->address)    /* what moved since it was last compared still counts */
-                w->last = old->words[k].last;
     }
     return IN_FORCE;
 }
@@ -75,9 +80,9 @@ static void classify(struct filter *f)
 {
     const struct arm *a = &f->head;
     bool listed = a->every || (a->syscall && (any(a->syscalls, BITMAP) || any(a->compat_syscalls, BITMAP)));
-    f->only_pending = a->n_pending && !listed;
-    f->syscalls = listed || a->n_pending;
-    f->asids = a->asid || a->n_words || f->only_pending;
+    f->only_unsettled = a->unsettled_syscall && !listed;
+    f->syscalls = listed || a->unsettled_syscall;
+    f->asids = a->asid || a->unsettled_asid || a->n_words || f->only_unsettled;
     f->codes = a->code && a->n_code;
 }
 
@@ -85,28 +90,25 @@ struct filter *filter_make(const struct arm *a, enum reply *reply)
 {
     const uint64_t *tail = (const uint64_t *)(a + 1);
     *reply = BAD;
-    if (a->n_pending > MAX_PENDING || a->n_words > MAX_WORDS || a->n_code > MAX_CODE || a->n_fences > MAX_FENCES
+    if (a->n_words > MAX_WORDS || a->n_code > MAX_CODE || a->n_fences > MAX_FENCES
         || a->n_entries > MAX_ENTRIES)
         return NULL;
     size_t words = (size_t)QUADS_PER_WORD * a->n_words;
     size_t others = (size_t)a->n_code + QUADS_PER_FENCE * a->n_fences + QUADS_PER_ENTRY * a->n_entries;
-    if (a->length != sizeof *a + (a->n_pending + words + others) * sizeof *tail)
+    if (a->length != sizeof *a + (words + others) * sizeof *tail)
         return NULL;
     *reply = NO_MEMORY;
-    struct filter *f = calloc(1, sizeof *f + (a->n_pending + others) * sizeof *tail);
+    struct filter *f = calloc(1, sizeof *f + others * sizeof *tail);
     if (!f)
         return NULL;
     f->head = *a;
-    f->pending = (uint64_t *)(f + 1);
-    f->code = f->pending + a->n_pending;
+    f->code = (uint64_t *)(f + 1);
     f->fences = f->code + a->n_code;
     f->entries = f->fences + QUADS_PER_FENCE * a->n_fences;
-    memcpy(f->pending, tail, a->n_pending * sizeof *tail);
-    memcpy(f->code, tail + a->n_pending + words, others * sizeof *tail);
-    qsort(f->pending, a->n_pending, sizeof *tail, compare);
+    memcpy(f->code, tail + words, others * sizeof *tail);
     qsort(f->code, a->n_code, sizeof *tail, compare);
     classify(f);
-    *reply = watch_words(f, tail + a->n_pending);
+    *reply = watch_words(f, tail);
     if (*reply == IN_FORCE)
         return f;
     filter_free(f);
@@ -167,9 +169,9 @@ void filter_leave(unsigned v)
 }
 
 /* Without PCID, the bit of page-table isolation, and the no-flush bit: see live/arch/x86_64.py. */
-static uint64_t asid_of(uint64_t cr3)
+static uint64_t asid_of(const struct filter *f, uint64_t cr3)
 {
-    return cr3 & ~(0x1fffull | 1ull << 63);
+    return cr3 & ~((f->head.split ? 0x1fffull : 0xfffull) | 1ull << 63);
 }
 
 static bool has(const uint64_t *set, size_t n, uint64_t x)
@@ -186,16 +188,20 @@ enum action filter_syscall(const struct filter *f, struct event *e)
 {
     if (!f || !f->syscalls)
         return OFF;
-    e->number = (uint32_t)reg(e->vcpu, RAX);
-    e->cr3 = reg(e->vcpu, CR3);
     enum action action = f->head.every;
-    if (has(f->pending, f->head.n_pending, asid_of(e->cr3)))
-        action = HOLD;
-    else if (f->only_pending)           /* until the vCPU comes to such an asid */
-        lower_word(e->vcpu, ON_SYSCALL, BY_FILTER);
     const uint64_t *bitmap = e->abi == NATIVE ? f->head.syscalls : f->head.compat_syscalls;
+    e->number = (uint32_t)reg(e->vcpu, RAX);
     if (f->head.syscall > action && listed(bitmap, e->number))
         action = f->head.syscall;
+    if (f->head.unsettled_syscall > action) {
+        e->cr3 = reg(e->vcpu, CR3);
+        if (!asid_settled(asid_of(f, e->cr3)))
+            return f->head.unsettled_syscall;
+        if (f->only_unsettled)          /* until the vCPU comes to such an asid */
+            lower_word(e->vcpu, ON_SYSCALL, BY_FILTER);
+    }
+    if (action != OFF)
+        e->cr3 = reg(e->vcpu, CR3);
     return action;
 }
 
@@ -211,15 +217,19 @@ enum action filter_cr3(const struct filter *f, struct event *e, unsigned source)
         return OFF;
     e->cr3 = reg(e->vcpu, CR3);
     e->new_cr3 = reg(e->vcpu, source);
-    if (asid_of(e->cr3) == asid_of(e->new_cr3))
+    if (asid_of(f, e->cr3) == asid_of(f, e->new_cr3))
         return OFF;
-    if (f->only_pending) {
-        bool pending = has(f->pending, f->head.n_pending, asid_of(e->new_cr3));
-        (pending ? raise_word : lower_word)(e->vcpu, ON_SYSCALL, BY_FILTER);
+    enum action action = f->head.asid;
+    if (f->head.unsettled_asid > action || f->only_unsettled) {
+        bool settled = asid_settled(asid_of(f, e->new_cr3));
+        if (f->only_unsettled)
+            (settled ? lower_word : raise_word)(e->vcpu, ON_SYSCALL, BY_FILTER);
+        if (!settled && f->head.unsettled_asid > action)
+            action = f->head.unsettled_asid;
     }
     for (unsigned i = 0; i < f->head.n_words; i++)
         e->moved |= moved(&f->words[i]);
-    return e->moved ? HOLD : f->head.asid;
+    return e->moved ? HOLD : action;
 }
 
 /* The fence at this address; HOLD if there is none, or nothing where the function's first argument leads. */

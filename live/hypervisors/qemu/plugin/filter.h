@@ -6,7 +6,7 @@
  * filter_enter() and filter_leave(); one that was replaced is freed when no vCPU is between them.
  *
  * Words of guest memory are compared through QEMU's own mapping of guest RAM.  The reader has their addresses
- * from the monitor (gpa2hva); each is tried with process_vm_readv() before use.
+ * from the monitor (gpa2hva); each that is new is tried with process_vm_readv() before use.
  */
 #pragma once
 #include "vcpu.h"
@@ -16,8 +16,8 @@ struct watched { uint64_t address, size; _Atomic uint64_t last; };
 struct filter {
     struct arm head;
     bool syscalls, asids, codes;                /* something of that kind is wanted */
-    bool only_pending;                          /* of system calls, those in pending asids only */
-    uint64_t *pending, *code, *fences, *entries;        /* the first two sorted */
+    bool only_unsettled;                        /* of system calls, those in asids that are not settled */
+    uint64_t *code, *fences, *entries;          /* the first sorted */
     struct watched *words;
 };
 

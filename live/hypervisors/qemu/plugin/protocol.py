@@ -13,13 +13,14 @@ from typing import Any
 from live.core.machine import Architecture
 from live.core.memory import GuestVirtual
 from live.core.traps import Abi, Action, AsidChange, CodeHit, Syscall, Trap, TrapRequest, VcpuIndex
+from live.hypervisors.qemu.plugin.settled import SLOTS
 
 MAGIC = 0x31455350
-PROTOCOL = 7
+PROTOCOL = 8
 
 HELLO = struct.Struct("<4I")
 """Magic, protocol, vCPUs, slots."""
-ARM = struct.Struct("<I4B6I48Q")
+ARM = struct.Struct("<I7Bx5I48Q")
 """What a request begins with; quadwords follow."""
 ANSWER = struct.Struct("<2Q")
 """A status, and for what count of flushes to wait, in the word at `FLUSHES_AT`: with `STATUS_FLUSHING` the
@@ -34,7 +35,8 @@ STATUS_PREPARING = 5
 RING_OFFSET_AT = 0
 HEAD_AT, TAIL_AT, ASLEEP_AT = 64, 128, 136
 DROPPED_AT, TIMEOUTS_AT, FLUSHES_AT, WAITED_AT = 192, 200, 208, 216
-RESUMED_AT = 256
+SETTLED_AT = 256
+RESUMED_AT = SETTLED_AT + 8 * SLOTS
 """Where in shared memory which quadword is, in bytes; the last one is the first vCPU's,"""
 RESUMED_STRIDE = 64
 """and so far from the next one's."""
@@ -45,7 +47,7 @@ ACTION_AT = 17
 """Where in an event the action is that was taken; `FENCE` or more: the vCPU runs on, behind a fence."""
 FENCE = 3
 
-MAX_PENDING, MAX_WORDS, MAX_CODE, MAX_FENCES, MAX_ENTRIES = 4096, 64, 4096, 64, 16
+MAX_WORDS, MAX_CODE, MAX_FENCES, MAX_ENTRIES = 4096, 4096, 64, 16
 NUMBERS = 1024
 """System calls that can be listed: numbers below this one."""
 BRIEF = (0, 2, 6, 7, 10)
@@ -64,27 +66,27 @@ def _bitmap(numbers: frozenset[int]) -> list[int]:
 
 
 def encode_request(request: TrapRequest, hold_ms: int, hva: Callable[[int, int], int]) -> bytes:
-    """The message for a request.
+    """The message for a request, all but its settled asids (`live.hypervisors.qemu.plugin.settled`).
 
     ``hold_ms``: for how many milliseconds a vCPU is held at most.  ``hva(gpa, length)``: the address in
     QEMU's process of ``length`` bytes of guest memory.  Raises `ValueError` for more than the plugin takes,
     and whatever ``hva`` raises.
     """
-    pending = sorted(request.pending)
     code = sorted(request.code)
     fences = sorted(
         (one.code, one.offset, bool(one.passing)) for one in request.fences if one.code in request.code
     )
     passing = {one.passing for one in request.fences if one.passing}
-    if len(pending) > MAX_PENDING or len(request.words) > MAX_WORDS or len(code) > MAX_CODE:
-        raise ValueError(f"more than {MAX_PENDING} asids, {MAX_WORDS} words or {MAX_CODE} code addresses")
+    words = dict(sorted((hva(word.gpa, word.size), word.size) for word in request.words))
+    if len(words) > MAX_WORDS or len(code) > MAX_CODE:
+        raise ValueError(f"more than {MAX_WORDS} words or {MAX_CODE} code addresses")
     if len(fences) > MAX_FENCES or len(request.entries) > MAX_ENTRIES:
         raise ValueError(f"more than {MAX_FENCES} fences or {MAX_ENTRIES} entries")
     if len(passing) > 1:
         raise ValueError("fences that different system calls pass")
-    tail: list[int] = [*pending]
-    for word in request.words:
-        tail += [hva(word.gpa, word.size), word.size]
+    tail: list[int] = []
+    for word in words.items():
+        tail += word
     tail += code
     for fence in fences:
         tail += fence
@@ -96,9 +98,11 @@ def encode_request(request: TrapRequest, hold_ms: int, hva: Callable[[int, int],
         request.every_syscall,
         request.syscall_action,
         request.code_action,
+        request.unsettled_asids,
+        request.unsettled_syscalls,
+        request.split_asids,
         hold_ms,
-        len(pending),
-        len(request.words),
+        len(words),
         len(code),
         len(fences),
         len(request.entries),
@@ -108,8 +112,8 @@ def encode_request(request: TrapRequest, hold_ms: int, hva: Callable[[int, int],
     ) + struct.pack(f"<{len(tail)}Q", *tail)
 
 
-def decode_event(memory: memoryview, at: int, machine: Architecture) -> Trap:
-    """The trap in the slot at byte ``at`` of the shared memory."""
+def decode_event(memory: memoryview, at: int, machine: Architecture, *, split: bool = True) -> Trap:
+    """The trap in the slot at byte ``at`` of the shared memory; ``split``: as in the request."""
     (sequence, time_ns, kind, action, abi, moved, vcpu, root, new_root, pc, number, *values) = (
         EVENT.unpack_from(memory, at)
     )
@@ -120,7 +124,7 @@ def decode_event(memory: memoryview, at: int, machine: Architecture) -> Trap:
         registers = {names[index]: values[index] for index in BRIEF}
     common: dict[str, Any] = {
         "vcpu": VcpuIndex(vcpu),
-        "asid": machine.asid_of(root),
+        "asid": machine.asid_of(root, split=split),
         "pc": GuestVirtual(pc),
         "sequence": sequence,
         "time_ns": time_ns,
@@ -128,7 +132,7 @@ def decode_event(memory: memoryview, at: int, machine: Architecture) -> Trap:
         "registers": registers,
     }
     if kind == KIND_ASID_CHANGE:
-        return AsidChange(**common, new_asid=machine.asid_of(new_root), moved=bool(moved))
+        return AsidChange(**common, new_asid=machine.asid_of(new_root, split=split), moved=bool(moved))
     if kind == KIND_SYSCALL:
         return Syscall(**common, number=number, abi=Abi(abi))
     return CodeHit(**common)

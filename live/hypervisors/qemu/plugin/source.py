@@ -8,6 +8,7 @@ us, so a wait looks at the ring again after `_GLANCE_S`.  While traps are likely
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import mmap
 import os
@@ -16,12 +17,14 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from live.core.errors import GuestGone, NoTarget, NotPermitted, TargetError
 from live.core.machine import Architecture
 from live.core.traps import AsidChange, CodeHit, Syscall, Trap, TrapCounters, TrapRequest
 from live.hypervisors.qemu.plugin import protocol
 from live.hypervisors.qemu.plugin.adaptive import AdaptivePoll
+from live.hypervisors.qemu.plugin.settled import SettledTable
 
 DEFAULT_HOLD = 1.0
 """Seconds that a vCPU is held at most, of time in which the reader gets a CPU (events.h)."""
@@ -72,7 +75,9 @@ class PluginSource:
                 f"The trap plugin is for {MACHINE}, and this guest is {machine.name}; use another mode."
             )
         self.description = f"TCG plugin at {path}"
-        self._machine, self._hva, self._nudge = machine, hva, nudge
+        self._machine, self._nudge = machine, nudge
+        self._hva = functools.lru_cache(protocol.MAX_WORDS)(hva)
+        self._armed = TrapRequest()
         self._hold_ms = max(1, round(hold * 1000))
         self._delivered = 0
         self._held: dict[int, tuple[int, bool]] = {}
@@ -99,6 +104,7 @@ class PluginSource:
             raise
         self._view = memoryview(self._map)
         self._ring = self._word(protocol.RING_OFFSET_AT)
+        self._settled = SettledTable(self._view, protocol.SETTLED_AT)
         self._tail = 0
         self._adaptive = AdaptivePoll(spare=len(os.sched_getaffinity(0)) > vcpus)
         self._poll = select.poll()
@@ -129,6 +135,10 @@ class PluginSource:
         """
         if request.accesses:
             raise TargetError("The trap plugin does not watch data; trap code addresses instead.")
+        less = self._settled.replace(request.settled)
+        request = replace(request, settled=frozenset())
+        if request == self._armed and not less:
+            return  # the vCPUs see it in the table
         deadline = time.monotonic() + _ARM_TIMEOUT_S
         status, flush = self._send(request)
         while status == protocol.STATUS_PREPARING:
@@ -144,6 +154,7 @@ class PluginSource:
             )
         elif status:
             raise TargetError(f"The trap plugin refused the request (status {status}); report this.")
+        self._armed = request
 
     def _send(self, request: TrapRequest) -> tuple[int, int]:
         """Status, and the number of the flush that it waits for."""
@@ -210,7 +221,7 @@ class PluginSource:
             if time.monotonic() >= deadline and self._nothing():
                 return None
         at = self._ring + self._tail % self._slots * protocol.EVENT_SIZE
-        trap = protocol.decode_event(self._view, at, self._machine)
+        trap = protocol.decode_event(self._view, at, self._machine, split=self._armed.split_asids)
         fenced = self._view[at + protocol.ACTION_AT] >= protocol.FENCE
         self._tail += 1
         _U64.pack_into(self._view, protocol.TAIL_AT, self._tail)

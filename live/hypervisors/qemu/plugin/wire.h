@@ -9,6 +9,7 @@
  *    is written when an event wants to be read, and for each vCPU one that the reader writes after a resume word.
  * 2. Each request of the reader is a struct arm and what follows it, and is answered by a struct answer.
  * 3. Events are in the ring in shared memory: number n in slot n % slots, from `tail` up to, but not with, `head`.
+ * 4. Settled asids are in a hash table in shared memory, which the reader alone changes, and needs no request for.
  *
  * All is little-endian and naturally aligned, as this host has it: both sides run on it.
  */
@@ -16,9 +17,9 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-enum { MAGIC = 0x31455350, PROTOCOL = 7 };                     /* "PSE1" */
+enum { MAGIC = 0x31455350, PROTOCOL = 8 };                     /* "PSE1" */
 enum { SLOTS = 8192, MAX_VCPUS = 250 };                         /* Linux passes 253 descriptors at once, SCM_MAX_FD */
-enum { MAX_PENDING = 4096, MAX_WORDS = 64, MAX_CODE = 4096, MAX_FENCES = 64, MAX_ENTRIES = 16 };
+enum { MAX_WORDS = 4096, MAX_CODE = 4096, MAX_FENCES = 64, MAX_ENTRIES = 16 };
 enum { SYSCALL_NUMBERS = 1024, BITMAP = SYSCALL_NUMBERS / 64 };
 
 enum kind { ASID_CHANGE = 1, SYSCALL = 2, CODE_HIT = 3 };
@@ -32,6 +33,12 @@ enum reply { IN_FORCE, FLUSHING, BAD, BAD_ADDRESS, NO_MEMORY, PREPARING };
 #define BRIEF_REGISTERS 0, 2, 6, 7, 10
 enum { EVENT_REGISTERS = 18 };
 
+/* The table of settled asids: linear probing from SETTLED_FIRST(asid), up to the first empty slot or SETTLED_PROBES
+ * of them.  A slot is SETTLED_EMPTY, an asid with SETTLED_MARK, or what was one and is no more.  An asid is a page. */
+enum { SETTLED_BITS = 14, SETTLED_SLOTS = 1 << SETTLED_BITS, SETTLED_PROBES = 64 };
+enum { SETTLED_EMPTY = 0, SETTLED_MARK = 1, SETTLED_GONE = 2 };
+#define SETTLED_FIRST(asid) (((asid) >> 12) * 0x9e3779b97f4a7c15ull >> (64 - SETTLED_BITS))
+
 struct hello {
     uint32_t magic, protocol, vcpus, slots;
 };
@@ -44,7 +51,7 @@ struct event {
 };
 _Static_assert(sizeof(struct event) == 256, "a slot is four cache lines");
 
-/* A cache line for each writer: the plugin has `head` and the counters, the reader has `tail` and its vCPU's word. */
+/* A cache line for each writer: the plugin has `head` and the counters, the reader the rest. */
 struct shared {
     uint64_t ring_offset;                       /* bytes from here to slot 0 */
     _Alignas(64) _Atomic uint64_t head;
@@ -52,15 +59,19 @@ struct shared {
     _Atomic uint64_t asleep;                    /* the reader wants its eventfd written */
     _Alignas(64) _Atomic uint64_t dropped;
     _Atomic uint64_t timeouts, flushes, waited_ns;
+    _Alignas(64) _Atomic uint64_t settled[SETTLED_SLOTS];
     struct { _Alignas(64) _Atomic uint64_t resumed; } vcpu[];   /* sequence of the last event that was resumed */
 };
 
-/* A request.  Quadwords follow it: pending asids; words, as address in this process and size (4 or 8); code
- * addresses; fences, as code address, offset, and whether they are passable; entries, as address and ABI. */
+/* A request.  Quadwords follow it: words, as address in this process and size (4 or 8), ascending; code addresses;
+ * fences, as code address, offset, and whether they are passable; entries, as address and ABI. */
 struct arm {
     uint32_t length;                            /* bytes, with what follows */
     uint8_t asid, every, syscall, code;         /* enum action: asid changes, every call, those listed, code */
-    uint32_t hold_ms, n_pending, n_words, n_code, n_fences, n_entries;
+    uint8_t unsettled_asid, unsettled_syscall;  /* the same of asids that are not settled */
+    uint8_t split;              /* the roots of an asid differ in bit 12, too: page-table isolation */
+    uint8_t unused;
+    uint32_t hold_ms, n_words, n_code, n_fences, n_entries;
     uint64_t syscalls[BITMAP], compat_syscalls[BITMAP], passing[BITMAP];        /* bit n % 64 of word n / 64 */
 };
 enum { QUADS_PER_WORD = 2, QUADS_PER_FENCE = 3, QUADS_PER_ENTRY = 2 };
