@@ -141,20 +141,28 @@ def difference(
             if identity not in seen:
                 yield Happening(Moment.REAP, old)
     for task in snapshot.tasks:
-        if task.transient and not task.dead:
-            continue
         before = known.get(task.identity)
-        if before is None:
-            if task.identity in attached:
-                yield Happening(Moment.CORPSE if task.dead else Moment.PRESENT, task)
-                continue
-            if task.identity in gone:
-                yield Happening(Moment.RETURN, task)
-            yield Happening(Moment.FORK if task.fresh else Moment.EXEC, task)
-        elif task.generation != before.generation:
-            yield Happening(Moment.EXEC, task)
-        if task.dead and (before is None or not before.dead):
-            yield Happening(Moment.DEATH, task)
+        if before is not task:
+            yield from changes(before, task, attached, gone)
+
+
+def changes(
+    before: Task | None, task: Task, attached: Container[Identity] = (), gone: Container[Identity] = ()
+) -> Iterator[Happening]:
+    """What must have happened to one task since it was ``before``; None: it was not known."""
+    if task.transient and not task.dead:
+        return
+    if before is None:
+        if task.identity in attached:
+            yield Happening(Moment.CORPSE if task.dead else Moment.PRESENT, task)
+            return
+        if task.identity in gone:
+            yield Happening(Moment.RETURN, task)
+        yield Happening(Moment.FORK if task.fresh else Moment.EXEC, task)
+    elif task.generation != before.generation:
+        yield Happening(Moment.EXEC, task)
+    if task.dead and (before is None or not before.dead):
+        yield Happening(Moment.DEATH, task)
 
 
 def without_repeats(happening: Happening, last: Task, generation: int) -> Happening:

@@ -15,7 +15,7 @@ from live.core.hypervisor import UnplacedRam
 from live.core.machine import Architecture, Registers
 from live.core.memory import Asid, GuestVirtual, MemoryReader
 from live.core.snapshot import Counters, Happening, Snapshot, Task
-from live.core.traps import Access, CodeHit, Fence, Syscall, TrapRequest, Word
+from live.core.traps import Access, CallFlags, CodeHit, Fence, Syscall, TrapRequest, Word
 
 Progress = Callable[[float, str], None]
 """Called with a percentage (0..100) and what is being done."""
@@ -95,6 +95,10 @@ class AsidRules(Protocol):
     def compat_syscalls(self) -> frozenset[int]:
         """The same by `Abi.COMPAT`."""
 
+    @property
+    def call_flags(self) -> frozenset[CallFlags]:
+        """Flags without which `shares` is false."""
+
     def marks(self, task: Task) -> Sequence[Word]:
         """Words of which one changes on the task's way to its death; none where that cannot be told."""
 
@@ -106,6 +110,9 @@ class AsidRules(Protocol):
 
     def caller(self, call: Syscall) -> int:
         """Guest-virtual address of the task that makes a call, as `Task.parent` has it; 0: unknown."""
+
+    def task(self, caller: int) -> Task | None:
+        """The leader of the thread group of a `caller`, complete; None if it cannot be read."""
 
 
 class OperatingSystem(Protocol):

@@ -35,6 +35,7 @@ from live.core.snapshot import (
     Moment,
     Snapshot,
     Task,
+    changes,
     comm_of,
     difference,
     without_repeats,
@@ -116,11 +117,12 @@ class Tracker:
 
     def live(self) -> list[Process]:
         """The processes that have started and not ended, as announced."""
-        return list(self.announced().values())
+        return [known.process for known in self._known.values() if known.process is not None]
 
-    def announced(self) -> dict[Identity, Process]:
-        """The same by identity."""
-        return {each: one.process for each, one in self._known.items() if one.process is not None}
+    def shown(self, identity: Identity) -> Process | None:
+        """The process that was announced last under this identity; None if it has not, or has ended."""
+        known = self._known.get(identity)
+        return known.process if known is not None else None
 
     def next_event(self) -> Event | None:
         """The next event, oldest first; None when there is none."""
@@ -157,6 +159,20 @@ class Tracker:
         self._accounting.settle(snapshot, self._known.keys())
         self.counts.missed = self._accounting.missed
         self._time_ns = snapshot.time_ns
+
+    def receive_task(self, task: Task, occasion: Occasion) -> None:
+        """Take in one task, complete, whose vCPU is held: it has got that far.
+
+        ``task``: of the calling process at a system call.
+        """
+        known = self._known.get(task.identity)
+        if known is None:
+            self.created(*task.identity)
+        attached = self._attached or ()
+        for happening in changes(known.task if known else None, task, attached, self._gone):
+            self.receive(happening, occasion, standing=True)
+        if task.identity in self._known:
+            self._known[task.identity].task = task
 
     def receive(self, happening: Happening, occasion: Occasion, *, standing: bool = False) -> None:
         """Take in one moment of one thread group, from a trap or from the difference of snapshots.

@@ -94,6 +94,15 @@ class Fence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallFlags:
+    """Of a listed system call only those are trapped whose first argument has one of the bits."""
+
+    number: int
+    abi: Abi
+    bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrapRequest:
     """What to trap.  The empty request traps nothing, and costs nothing."""
 
@@ -103,6 +112,8 @@ class TrapRequest:
     """Numbers (0..1023) trapped in whatever asid, by `Abi.NATIVE`."""
     compat_syscalls: frozenset[int] = frozenset()
     """The same by `Abi.COMPAT`."""
+    call_flags: frozenset[CallFlags] = frozenset()
+    """What `syscalls` and `compat_syscalls` are narrowed to."""
     every_syscall: Action = Action.OFF
     """Every system call in every asid (for measuring; a guest makes a great many)."""
     syscall_action: Action = Action.HOLD

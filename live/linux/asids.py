@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.memory import GuestPhysical
 from live.core.snapshot import Task
-from live.core.traps import Abi, Syscall, Word
+from live.core.traps import Abi, CallFlags, Syscall, Word
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import field
 from live.linux.vcpu import TASK_NEW, VcpuTasks
@@ -64,6 +64,23 @@ class LinuxAsids:
 
     def _word(self, address: int, size: int = 4) -> Word:
         return Word(gpa=GuestPhysical(self._kernel.memory.gpa(address)), size=size)
+
+    @property
+    def call_flags(self) -> frozenset[CallFlags]:
+        """A clone() without CLONE_VM, which is fork(), is none of ours."""
+        return frozenset(
+            CallFlags(number=number, abi=abi, bits=CLONE_VM)
+            for abi, names in self._calls.items()
+            for number, name in names.items()
+            if name == "clone"
+        )
+
+    def task(self, caller: int) -> Task | None:
+        """See `live.core.system.AsidRules.task`; a task that makes a call is not inside execve."""
+        try:
+            return self._kernel.read_task(caller)._replace(transient=False)
+        except MemoryFault:
+            return None
 
     def marks(self, task: Task) -> Sequence[Word]:
         """`exit_state`; of a leader that has exited, `signal->live`."""

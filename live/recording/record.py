@@ -19,7 +19,7 @@ from live.recording.live_memory import RecordingMemory
 from live.recording.stepper import Frames, RecordingStepper
 from live.recording.writer import Writer
 from live.watch.session import Session
-from live.watch.stepper import Stepper
+from live.watch.stepper import Steps
 from live.watch.watchers import Cost, watcher_of
 
 _SWITCH_S = 0.0005
@@ -86,7 +86,7 @@ class Recorder:
             segments=tuple(session.guest.memory.segments),
         )
 
-    def _stepper(self) -> Stepper:
+    def _stepper(self) -> Steps:
         """The system over memory that notes its reads; making it is the first step of the recording."""
         session = self._session
         self._memory.begin()

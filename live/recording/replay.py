@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from live.arch import architecture
-from live.core.asids import AsidWatch
 from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.events import Event
 from live.core.memory import MemoryReader
@@ -16,7 +15,8 @@ from live.core.system import OperatingSystem
 from live.recording import codec
 from live.recording.file import Recording, Step
 from live.recording.past_memory import ReplayMemory
-from live.watch.stepper import Stepper, asid_watch
+from live.watch.asid_stepper import stepper_of
+from live.watch.stepper import Steps
 from live.watch.systems import finder
 
 
@@ -69,21 +69,21 @@ class Replay:
             system = system_of(self.recording, self._memory)
         except MemoryFault as fault:
             raise self.recording.damaged(f"its kernel's data is missing ({fault})") from fault
-        stepper = Stepper(system, self._asids(system))
+        stepper = self._stepper(system)
         for step in steps:
             self._memory.enter(step)
             events = self._take(stepper, step)
             self._compare(step, events)
             yield from enumerate(events, step.events[0])
 
-    def _asids(self, system: OperatingSystem) -> AsidWatch | None:
+    def _stepper(self, system: OperatingSystem) -> Steps:
         head = self.recording.header
         try:
-            return asid_watch(head.mode, system, architecture(head.machine))
+            return stepper_of(head.mode, system, architecture(head.machine))
         except (MemoryFault, SymbolsMissing) as error:
             raise self.recording.damaged(f"its kernel's data is missing ({error})") from error
 
-    def _take(self, stepper: Stepper, step: Step) -> list[Event]:
+    def _take(self, stepper: Steps, step: Step) -> list[Event]:
         try:
             if step.kind == "look":
                 return stepper.snapshot(step.time_ns, step.cause)

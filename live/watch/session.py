@@ -18,8 +18,9 @@ from live.core.system import Finder, OperatingSystem, Progress, System
 from live.core.traps import CodeHit, TrapRequest, TrapSource
 from live.hypervisors import registry
 from live.watch import modes, systems
+from live.watch.asid_stepper import AsidStepper, stepper_of
 from live.watch.modes import Choice
-from live.watch.stepper import Stepper, asid_watch
+from live.watch.stepper import Stepper
 
 _ALIVE_CHECK_S = 0.25
 _RUNNING_TRIES, _RUNNING_WAIT_S = 3, 0.02
@@ -121,14 +122,13 @@ class Session:
             kinds = frozenset() if mode == modes.AUTO else frozenset({CodeHit})
         return modes.choose(self.guest, self.machine, mode, kinds, hold)
 
-    def stepper(self, choice: Choice, system: OperatingSystem | None = None) -> Stepper:
+    def stepper(self, choice: Choice, system: OperatingSystem | None = None) -> Stepper | AsidStepper:
         """What takes the steps of a watch in the chosen mode.
 
         ``system``: the same one over another reader of its memory; None: `os`.  Raises `SymbolsMissing`,
         `MemoryFault`.
         """
-        system = system or self.os
-        return Stepper(system, asid_watch(choice.mode, system, self.machine))
+        return stepper_of(choice.mode, system or self.os, self.machine)
 
     def request(self, source: TrapSource) -> TrapRequest:
         """What ``source`` is to be armed with, to trap lifecycle points.

@@ -7,22 +7,15 @@ byte: that is what a recording replays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
-from live.core.asids import AsidMode, AsidWatch
 from live.core.events import Event, Occasion
-from live.core.machine import Architecture
 from live.core.system import OperatingSystem
 from live.core.tracker import Counts, Tracker
-from live.core.traps import AsidChange, Syscall, Trap, TrapRequest
+from live.core.traps import Access, CodeHit, Trap, TrapRequest
 
 LONG_HELD_NS = 100_000_000
 """A trap that is older may not be held for much longer; where a hold has run out, it may be the one."""
-
-
-TRIGGERS: Mapping[type, str] = {AsidChange: "asid change", Syscall: "system call"}
-"""What the output says has shown an event."""
 
 
 class Steps(Protocol):
@@ -42,20 +35,15 @@ class Steps(Protocol):
 
 
 class Stepper:
-    """Drives the tracker of one system, one step at a time."""
+    """Drives the tracker of one system, one step at a time: by lifecycle points, or by snapshots alone."""
 
-    def __init__(self, system: OperatingSystem, asids: AsidWatch | None = None) -> None:
-        """The first step must be a snapshot: it seeds the tracker.
+    request: TrapRequest | None = None
+    """Always the same: that of the points."""
 
-        ``asids``: where asid changes and system calls are trapped, not lifecycle points.
-        """
-        self._system, self._asids = system, asids
+    def __init__(self, system: OperatingSystem) -> None:
+        """The first step must be a snapshot: it seeds the tracker."""
+        self._system = system
         self.tracker = Tracker(system.describe, system.revisit)
-
-    @property
-    def request(self) -> TrapRequest | None:
-        """See `Steps.request`."""
-        return self._asids.request if self._asids is not None else None
 
     @property
     def counts(self) -> Counts:
@@ -67,33 +55,16 @@ class Stepper:
 
         Raises `MemoryFault` if not even the head of the list can be read.
         """
-        self._look(time_ns, trigger)
-        return self._events()
-
-    def _look(
-        self,
-        time_ns: int,
-        trigger: str,
-        trap: AsidChange | Syscall | None = None,
-        late_ns: int | None = None,
-    ) -> None:
-        snapshot = self._system.snapshot(time_ns, trigger)
-        if self._asids is not None:
-            snapshot = self._asids.corrected(snapshot, trap, self.tracker.announced())
-            self.tracker.counts.premature = self._asids.premature
-        self.tracker.receive_tasks(snapshot, late_ns)
-        if self._asids is not None:
-            self._asids.take(snapshot, trap, self.tracker.announced())
+        self.tracker.receive_tasks(self._system.snapshot(time_ns, trigger))
+        return drained(self.tracker)
 
     def trap(self, trap: Trap, time_ns: int, late_ns: int) -> list[Event]:
         """Take in a trap, while its vCPU is held.  ``late_ns``: ns since it was taken.
 
         Raises `SymbolsMissing` if the kernel lacks a function of the points.
         """
-        if isinstance(trap, AsidChange | Syscall):
-            if self._asids is not None:
-                self._look(time_ns, TRIGGERS[type(trap)], trap, late_ns)
-            return self._events()
+        if not isinstance(trap, CodeHit | Access):
+            return []
         reached = self._system.points().reached(trap)
         if reached is None:
             self.tracker.counts.unreadable += 1
@@ -112,23 +83,12 @@ class Stepper:
             ),
             standing=trap.held and late_ns < LONG_HELD_NS,
         )
-        return self._events()
-
-    def _events(self) -> list[Event]:
-        events = []
-        while (event := self.tracker.next_event()) is not None:
-            events.append(event)
-        return events
+        return drained(self.tracker)
 
 
-def asid_watch(mode: str, system: OperatingSystem, machine: Architecture) -> AsidWatch | None:
-    """What `Stepper` needs in a mode that traps asid changes; None for another mode.
-
-    Raises `MemoryFault` or `SymbolsMissing` if the system cannot be watched so.
-    """
-    if mode not in ASID_MODES:
-        return None
-    return AsidWatch(machine, system.asids(), AsidMode(mode))
-
-
-ASID_MODES = frozenset(mode.value for mode in AsidMode)
+def drained(tracker: Tracker) -> list[Event]:
+    """The events that a step has made."""
+    events = []
+    while (event := tracker.next_event()) is not None:
+        events.append(event)
+    return events

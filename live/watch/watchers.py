@@ -164,7 +164,7 @@ class Trapper:
     def _rearm(self) -> None:
         """Trap what the steps so far have made of the request; in force before a held vCPU goes on."""
         request = self._steps.request
-        if request is not None and request != self.request:
+        if request is not None and request is not self.request:
             self.request = request
             self._source.arm(request)
 

@@ -10,7 +10,18 @@ import pytest
 from live.arch.x86_64 import X86_64, Architecture
 from live.core.errors import TargetError
 from live.core.memory import Asid, GuestPhysical, GuestVirtual
-from live.core.traps import Abi, Action, AsidChange, CodeHit, Fence, Syscall, Trap, TrapRequest, Word
+from live.core.traps import (
+    Abi,
+    Action,
+    AsidChange,
+    CallFlags,
+    CodeHit,
+    Fence,
+    Syscall,
+    Trap,
+    TrapRequest,
+    Word,
+)
 from live.hypervisors.qemu.plugin import build, protocol
 from live.hypervisors.qemu.plugin.source import PluginSource
 
@@ -33,7 +44,7 @@ def event(
 
 def test_the_empty_request_traps_nothing() -> None:
     message = protocol.encode_request(TrapRequest(), 1000, nowhere)
-    assert message == struct.pack("<I7Bx5I48Q", 416, 0, 0, 2, 2, 0, 0, 1, 1000, *[0] * 4, *[0] * 48)
+    assert message == struct.pack("<I7Bx6I4x48Q", 424, 0, 0, 2, 2, 0, 0, 1, 1000, *[0] * 5, *[0] * 48)
 
 
 def test_a_request_with_everything() -> None:
@@ -41,6 +52,7 @@ def test_a_request_with_everything() -> None:
         asid_changes=Action.RECORD,
         syscalls=frozenset({0, 59, 1023}),
         compat_syscalls=frozenset({11}),
+        call_flags=frozenset({CallFlags(number=11, abi=Abi.COMPAT, bits=0x100)}),
         settled=frozenset({Asid(0x4000)}),
         unsettled_asids=Action.RECORD,
         unsettled_syscalls=Action.HOLD,
@@ -73,7 +85,9 @@ def test_a_request_with_everything() -> None:
     tail += [0xFFFFFFFF81000000, 0xFFFFFFFF81000010]
     tail += [0xFFFFFFFF81000000, 0x940, 0, 0xFFFFFFFF81000010, 0x940, 1]
     tail += [0xFFFFFFFF83000000, 1, 0xFFFFFFFF83000010, 0]
-    assert message == struct.pack("<I7Bx5I64Q", 416 + 128, 1, 0, 2, 2, 1, 2, 1, 250, 2, 2, 2, 2, *bits, *tail)
+    tail += [11, 1, 0x100]
+    head = (424 + 152, 1, 0, 2, 2, 1, 2, 1, 250, 2, 2, 2, 2, 1)
+    assert message == struct.pack("<I7Bx6I4x67Q", *head, *bits, *tail)
 
 
 def test_what_the_plugin_cannot_take() -> None:

@@ -23,7 +23,7 @@ STRUCTS = {
     "arm": (
         protocol.ARM,
         "length asid every syscall code unsettled_asid unsettled_syscall split "
-        "hold_ms n_words n_code n_fences n_entries "
+        "hold_ms n_words n_code n_fences n_entries n_flags "
         "syscalls*16 compat_syscalls*16 passing*16",
     ),
     "answer": (protocol.ANSWER, "reply flush"),
@@ -45,6 +45,7 @@ ENUMS = {
     "MAX_CODE": protocol.MAX_CODE,
     "MAX_FENCES": protocol.MAX_FENCES,
     "MAX_ENTRIES": protocol.MAX_ENTRIES,
+    "MAX_FLAGS": protocol.MAX_FLAGS,
     "SYSCALL_NUMBERS": protocol.NUMBERS,
     "ASID_CHANGE": protocol.KIND_ASID_CHANGE,
     "SYSCALL": protocol.KIND_SYSCALL,
@@ -59,6 +60,7 @@ ENUMS = {
     "QUADS_PER_WORD": 2,
     "QUADS_PER_FENCE": 3,
     "QUADS_PER_ENTRY": 2,
+    "QUADS_PER_FLAGS": 3,
 }
 OFFSETS = {
     "shared.ring_offset": protocol.RING_OFFSET_AT,

@@ -19,7 +19,8 @@
 #include <unistd.h>
 
 enum { LONGEST = sizeof(struct arm) + sizeof(uint64_t) * (QUADS_PER_WORD * MAX_WORDS + MAX_CODE
-                                      + QUADS_PER_FENCE * MAX_FENCES + QUADS_PER_ENTRY * MAX_ENTRIES) };
+                                      + QUADS_PER_FENCE * MAX_FENCES + QUADS_PER_ENTRY * MAX_ENTRIES
+                                      + QUADS_PER_FLAGS * MAX_FLAGS) };
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static int listener = -1;

@@ -91,10 +91,11 @@ struct filter *filter_make(const struct arm *a, enum reply *reply)
     const uint64_t *tail = (const uint64_t *)(a + 1);
     *reply = BAD;
     if (a->n_words > MAX_WORDS || a->n_code > MAX_CODE || a->n_fences > MAX_FENCES
-        || a->n_entries > MAX_ENTRIES)
+        || a->n_entries > MAX_ENTRIES || a->n_flags > MAX_FLAGS)
         return NULL;
     size_t words = (size_t)QUADS_PER_WORD * a->n_words;
-    size_t others = (size_t)a->n_code + QUADS_PER_FENCE * a->n_fences + QUADS_PER_ENTRY * a->n_entries;
+    size_t others = (size_t)a->n_code + QUADS_PER_FENCE * a->n_fences + QUADS_PER_ENTRY * a->n_entries
+                    + QUADS_PER_FLAGS * a->n_flags;
     if (a->length != sizeof *a + (words + others) * sizeof *tail)
         return NULL;
     *reply = NO_MEMORY;
@@ -105,6 +106,7 @@ struct filter *filter_make(const struct arm *a, enum reply *reply)
     f->code = (uint64_t *)(f + 1);
     f->fences = f->code + a->n_code;
     f->entries = f->fences + QUADS_PER_FENCE * a->n_fences;
+    f->flags = f->entries + QUADS_PER_ENTRY * a->n_entries;
     memcpy(f->code, tail + words, others * sizeof *tail);
     qsort(f->code, a->n_code, sizeof *tail, compare);
     classify(f);
@@ -184,6 +186,17 @@ static bool listed(const uint64_t *bitmap, uint64_t number)
     return number < SYSCALL_NUMBERS && bitmap[number / 64] >> number % 64 & 1;
 }
 
+/* Whether a listed call is one of those that are wanted. */
+static bool flagged(const struct filter *f, const struct event *e)
+{
+    for (unsigned i = 0; i < f->head.n_flags; i++) {
+        const uint64_t *flags = &f->flags[QUADS_PER_FLAGS * i];
+        if (flags[0] == e->number && flags[1] == e->abi)
+            return flags[2] & reg(e->vcpu, e->abi == NATIVE ? RDI : RBX);
+    }
+    return true;
+}
+
 enum action filter_syscall(const struct filter *f, struct event *e)
 {
     if (!f || !f->syscalls)
@@ -191,7 +204,7 @@ enum action filter_syscall(const struct filter *f, struct event *e)
     enum action action = f->head.every;
     const uint64_t *bitmap = e->abi == NATIVE ? f->head.syscalls : f->head.compat_syscalls;
     e->number = (uint32_t)reg(e->vcpu, RAX);
-    if (f->head.syscall > action && listed(bitmap, e->number))
+    if (f->head.syscall > action && listed(bitmap, e->number) && flagged(f, e))
         action = f->head.syscall;
     if (f->head.unsettled_syscall > action) {
         e->cr3 = reg(e->vcpu, CR3);

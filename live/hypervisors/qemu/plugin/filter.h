@@ -17,7 +17,7 @@ struct filter {
     struct arm head;
     bool syscalls, asids, codes;                /* something of that kind is wanted */
     bool only_unsettled;                        /* of system calls, those in asids that are not settled */
-    uint64_t *code, *fences, *entries;          /* the first sorted */
+    uint64_t *code, *fences, *entries, *flags;  /* the first sorted */
     struct watched *words;
 };
 

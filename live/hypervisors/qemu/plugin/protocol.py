@@ -20,7 +20,7 @@ PROTOCOL = 8
 
 HELLO = struct.Struct("<4I")
 """Magic, protocol, vCPUs, slots."""
-ARM = struct.Struct("<I7Bx5I48Q")
+ARM = struct.Struct("<I7Bx6I4x48Q")
 """What a request begins with; quadwords follow."""
 ANSWER = struct.Struct("<2Q")
 """A status, and for what count of flushes to wait, in the word at `FLUSHES_AT`: with `STATUS_FLUSHING` the
@@ -47,7 +47,7 @@ ACTION_AT = 17
 """Where in an event the action is that was taken; `FENCE` or more: the vCPU runs on, behind a fence."""
 FENCE = 3
 
-MAX_WORDS, MAX_CODE, MAX_FENCES, MAX_ENTRIES = 4096, 4096, 64, 16
+MAX_WORDS, MAX_CODE, MAX_FENCES, MAX_ENTRIES, MAX_FLAGS = 4096, 4096, 64, 16, 16
 NUMBERS = 1024
 """System calls that can be listed: numbers below this one."""
 BRIEF = (0, 2, 6, 7, 10)
@@ -82,6 +82,9 @@ def encode_request(request: TrapRequest, hold_ms: int, hva: Callable[[int, int],
         raise ValueError(f"more than {MAX_WORDS} words or {MAX_CODE} code addresses")
     if len(fences) > MAX_FENCES or len(request.entries) > MAX_ENTRIES:
         raise ValueError(f"more than {MAX_FENCES} fences or {MAX_ENTRIES} entries")
+    flags = sorted((one.number, one.abi, one.bits) for one in request.call_flags)
+    if len(flags) > MAX_FLAGS:
+        raise ValueError(f"more than {MAX_FLAGS} system calls with flags")
     if len(passing) > 1:
         raise ValueError("fences that different system calls pass")
     tail: list[int] = []
@@ -92,6 +95,8 @@ def encode_request(request: TrapRequest, hold_ms: int, hva: Callable[[int, int],
         tail += fence
     for entry in sorted(request.entries):
         tail += entry
+    for flag in flags:
+        tail += flag
     return ARM.pack(
         ARM.size + 8 * len(tail),
         request.asid_changes,
@@ -106,6 +111,7 @@ def encode_request(request: TrapRequest, hold_ms: int, hva: Callable[[int, int],
         len(code),
         len(fences),
         len(request.entries),
+        len(flags),
         *_bitmap(request.syscalls),
         *_bitmap(request.compat_syscalls),
         *_bitmap(frozenset().union(*passing)),

@@ -13,7 +13,7 @@
 
 enum word { ON_SYSCALL, ON_CR3, ON_IRET, ON_CODE, ON_ENTRY, WORDS };
 enum reason { BY_FILTER = 1, BY_FLUSH = 2, BY_FENCE = 4 };
-enum reg { RAX = 0, RDI = 7, CR3 = EVENT_REGISTERS, REGISTERS };        /* 0 to CR3: as in an event */
+enum reg { RAX = 0, RBX = 3, RDI = 7, CR3 = EVENT_REGISTERS, REGISTERS };        /* 0 to CR3: as in an event */
 
 extern unsigned n_vcpus;                        /* how many there may be */
 

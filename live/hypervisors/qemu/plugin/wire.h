@@ -19,7 +19,7 @@
 
 enum { MAGIC = 0x31455350, PROTOCOL = 8 };                     /* "PSE1" */
 enum { SLOTS = 8192, MAX_VCPUS = 250 };                         /* Linux passes 253 descriptors at once, SCM_MAX_FD */
-enum { MAX_WORDS = 4096, MAX_CODE = 4096, MAX_FENCES = 64, MAX_ENTRIES = 16 };
+enum { MAX_WORDS = 4096, MAX_CODE = 4096, MAX_FENCES = 64, MAX_ENTRIES = 16, MAX_FLAGS = 16 };
 enum { SYSCALL_NUMBERS = 1024, BITMAP = SYSCALL_NUMBERS / 64 };
 
 enum kind { ASID_CHANGE = 1, SYSCALL = 2, CODE_HIT = 3 };
@@ -64,17 +64,18 @@ struct shared {
 };
 
 /* A request.  Quadwords follow it: words, as address in this process and size (4 or 8), ascending; code addresses;
- * fences, as code address, offset, and whether they are passable; entries, as address and ABI. */
+ * fences, as code address, offset, and whether they are passable; entries, as address and ABI; flags, as number of a
+ * listed call, ABI, and the bits of which its first argument has to have one. */
 struct arm {
     uint32_t length;                            /* bytes, with what follows */
     uint8_t asid, every, syscall, code;         /* enum action: asid changes, every call, those listed, code */
     uint8_t unsettled_asid, unsettled_syscall;  /* the same of asids that are not settled */
     uint8_t split;              /* the roots of an asid differ in bit 12, too: page-table isolation */
     uint8_t unused;
-    uint32_t hold_ms, n_words, n_code, n_fences, n_entries;
+    uint32_t hold_ms, n_words, n_code, n_fences, n_entries, n_flags, unused_too;
     uint64_t syscalls[BITMAP], compat_syscalls[BITMAP], passing[BITMAP];        /* bit n % 64 of word n / 64 */
 };
-enum { QUADS_PER_WORD = 2, QUADS_PER_FENCE = 3, QUADS_PER_ENTRY = 2 };
+enum { QUADS_PER_WORD = 2, QUADS_PER_FENCE = 3, QUADS_PER_ENTRY = 2, QUADS_PER_FLAGS = 3 };
 
 struct answer {
     uint64_t reply, flush;      /* FLUSHING: in force when shared.flushes has come to `flush`;
