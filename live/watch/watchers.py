@@ -36,6 +36,9 @@ BUSY_S = 1.0
 REFRESH_S = 0.05
 IDLE_S = 0.1
 PROOF_S = 5.0
+LAZY_S = 0.01
+"""Behind a trap of an asid, when no other comes: a kernel keeps the asid of a process for what has none, so
+a process may die, and be reaped, without an asid change."""
 
 
 @dataclass(slots=True)
@@ -113,12 +116,14 @@ class Trapper:
             _snapshot(self._steps, self.cost, "attach", deliver)
         self._rearm()
         yield
+        asids = self._steps.request is not None
         proof_at, dirty = time.monotonic() + PROOF_S, False
         while True:
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 break
-            trap = self._source.wait(IDLE_S if deadline is None else min(IDLE_S, deadline - now))
+            idle = LAZY_S if asids and dirty else IDLE_S
+            trap = self._source.wait(idle if deadline is None else min(idle, deadline - now))
             if trap is None:
                 self._resynchronise(deliver)
                 self._session.sleep(0)
@@ -128,7 +133,8 @@ class Trapper:
                 dirty = True
                 self._handle(trap, deliver)
             # Proof when the guest is idle; when it never is, anyway, a little later.
-            if dirty and now >= proof_at and (trap is None or now >= proof_at + PROOF_S):
+            due = now >= proof_at or (asids and trap is None)
+            if dirty and due and (trap is None or now >= proof_at + PROOF_S):
                 with _guest_readable():
                     _snapshot(self._steps, self.cost, "proof", deliver)
                 self._rearm()

@@ -18,8 +18,9 @@ from rich.table import Table
 from live.cli.watch import hurry
 from live.core.events import Event, Process, ProcessExec
 from live.core.traps import Trap, TrapSource
+from live.watch.asid_stepper import TRIGGERS
 from live.watch.session import Session
-from live.watch.stepper import Stepper
+from live.watch.stepper import Steps
 from tests.accuracy.run import trappable
 from tests.guest import Guest, GuestSpec
 from tests.guest.command import run_command
@@ -27,6 +28,7 @@ from tests.guest.command import run_command
 WATCHES = {
     "plugin": ("plugin", True, 500),
     "plugin, with callbacks": ("plugin", False, 500),
+    "asid": ("asid", False, 500),
     "gdbstub": ("gdbstub", False, 30),
 }
 """Mode, whether fences are used, and how many processes."""
@@ -76,13 +78,15 @@ def measure(guest: Guest, mode: str, commands: Sequence[list[str]], *, fences: b
     found = Measured()
     with Session(str(guest.monitor)) as session:
         hurry()
-        stepper = Stepper(session.os)
-        source = session.choose(mode).source
+        choice = session.choose(mode)
+        stepper, source = session.stepper(choice), choice.source
         assert source is not None
         try:
-            request = session.request(source)
+            request = stepper.request or session.request(source)
             source.arm(replace(request, fences=session.os.points().fences) if fences else request)
             stepper.snapshot(time.time_ns(), "attach")
+            if stepper.request is not None:
+                source.arm(stepper.request)
             for command in commands:
                 job = guest.start(command)
                 while (trap := source.wait(0.1)) is not None or job.running:
@@ -94,13 +98,17 @@ def measure(guest: Guest, mode: str, commands: Sequence[list[str]], *, fences: b
     return found
 
 
-def _one(trap: Trap, stepper: Stepper, source: TrapSource, found: Measured) -> None:
+def _one(trap: Trap, stepper: Steps, source: TrapSource, found: Measured) -> None:
     waited = source.counters.held_ns
     begin = time.monotonic_ns()
     new = stepper.trap(trap, time.time_ns(), 0)
+    if stepper.request is not None:
+        source.arm(stepper.request)
     stepped = time.monotonic_ns()
     source.resume(trap)
     name = type(new[0]).__name__ + f" x{len(new)}" if new else "no event"
+    if stepper.request is not None:
+        name = f"{name}, {TRIGGERS[type(trap)]}"
     times = found.times.setdefault(name, Held())
     times.wake.append((begin - trap.time_ns) / 1000)
     times.step.append((stepped - begin) / 1000)
