@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from live.core.asids import CALM, LOOKS, STANDINGS, AsidMode, Cause, Look, Seen, Standing
@@ -52,6 +52,7 @@ class AsidWatch:
         self._asids: dict[int, Asid] = {}
         self._owners: dict[Asid, set[int]] = {}
         self._words = _Words(rules)
+        self._fresh: list[Task] = []
         self._split = True
         self._request: TrapRequest | None = None
 
@@ -73,7 +74,7 @@ class AsidWatch:
         calm = (asid for asid, standing in self._standings.items() if standing in CALM)
         return TrapRequest(
             settled=rules.kernel.union(calm),
-            unsettled_asids=Action.HOLD,
+            unsettled_asids=Action.RECORD,
             unsettled_syscalls=Action.HOLD,
             syscalls=rules.syscalls,
             compat_syscalls=rules.compat_syscalls,
@@ -94,34 +95,61 @@ class AsidWatch:
                 return Cause.OPENING
             return Cause.OTHER if self._standings.get(trap.asid) in CALM else Cause.CALL
         if trap.moved:
-            return Cause.MOVED
+            return Cause.MOVED_HERE if trap.words else Cause.MOVED
         self._changes[trap.new_asid] = self._changes.get(trap.new_asid, 0) + 1
         return Cause.OFTEN if self._changes[trap.new_asid] > _OFTEN else Cause.CHANGE
 
     def corrected(self, snapshot: Snapshot, trap: AsidChange | Syscall | None) -> Snapshot:
         """The snapshot, its tasks as transient as they are known to be at this trap; None: at no trap."""
-        if self._split and any(task.asid != self._machine.asid_of(task.asid) for task in self._new(snapshot)):
-            # A process has one table of pages for both the kernel and itself.
-            self._split = False
-            self._forget()
+        self._fresh = [task for task in snapshot.tasks if self._tasks.get(task.address) is not task]
+        self._look_at_roots(self._fresh)
         calling = trap.asid if isinstance(trap, Syscall) else None
-        transient: dict[int, bool] = {}
-        for at, task in enumerate(snapshot.tasks):
-            if task.transient and not task.dead:
-                if self._mode is AsidMode.DIFF or self._asid(task.asid) == calling:
-                    transient[at] = False
-            elif task.fresh and self._tasks.get(task.address) is not task and self._is_unfinished(task):
-                transient[at] = True
-        if self._mode is AsidMode.DIFF:
-            self.premature += len(transient)
-        return _with(snapshot, transient)
+        changed: dict[int, Task] = {}
+        for task in self._fresh:
+            better = self._corrected(task, calling)
+            if better is not task:
+                changed[task.address] = better
+        if not changed:
+            return snapshot
+        self._fresh = [changed.get(task.address, task) for task in self._fresh]
+        return replace(snapshot, tasks=[changed.get(task.address, task) for task in snapshot.tasks])
 
-    def _new(self, snapshot: Snapshot) -> Iterable[Task]:
-        return (task for task in snapshot.tasks if self._tasks.get(task.address) is not task)
+    def corrected_task(self, task: Task, trap: AsidChange | Syscall) -> Task:
+        """The same for one task that was read at a trap."""
+        self._look_at_roots((task,))
+        return self._corrected(task, trap.asid if isinstance(trap, Syscall) else None)
+
+    def _corrected(self, task: Task, calling: Asid | None) -> Task:
+        if task.transient and not task.dead:
+            if self._mode is AsidMode.DIFF:
+                self.premature += 1
+                return task._replace(transient=False)
+            if calling is not None and self._asid(task.asid) == calling:
+                return task._replace(transient=False)
+        elif task.fresh and self._is_unfinished(task):
+            return task._replace(transient=True)
+        return task
 
     def _is_unfinished(self, task: Task) -> bool:
         ours = self._mode is AsidMode.ASID and self._shown(task.identity) is None
         return ours and self._rules.unfinished(task)
+
+    def _look_at_roots(self, tasks: Iterable[Task]) -> None:
+        if self._split and any(task.asid != self._machine.asid_of(task.asid) for task in tasks):
+            # A process has one table of pages for both the kernel and itself.
+            self._split = False
+            self._forget()
+
+    def moved(self, trap: AsidChange) -> tuple[list[int], bool]:
+        """(guest-virtual addresses of the tasks of which a word has moved, whether tasks came or went)."""
+        marked = {self._words.owner(gpa) for gpa in trap.words}
+        alive = [at for at in marked if at is not None and at in self._tasks and not self._tasks[at].dead]
+        return sorted(alive), any(self._words.counts(gpa) for gpa in trap.words)
+
+    def identity_at(self, address: int) -> Identity | None:
+        """Of the task that is known at a guest-virtual address."""
+        task = self._tasks.get(address)
+        return task.identity if task is not None else None
 
     def runs_in(self, task: Task, asid: Asid) -> bool:
         """Whether a task that was read at a call in an asid is the one that makes it."""
@@ -130,44 +158,51 @@ class AsidWatch:
     # --- after a look ------------------------------------------------------------------------------------
 
     def take(self, trap: AsidChange | Syscall) -> None:
-        """Take in a trap at which nothing was read."""
-        if isinstance(trap, AsidChange) and len(self._owners.get(trap.asid, ())) == 1:
+        """Take in a trap at which the list was not read."""
+        if not isinstance(trap, AsidChange) or self._standings.get(trap.new_asid) in CALM:
+            return
+        if len(self._owners.get(trap.asid, ())) == 1:
             self._see(trap.asid, Seen.LEFT)
 
-    def take_caller(self, task: Task, trap: Syscall) -> None:
-        """Take in the leader of the task that makes a call."""
-        self._put(task)
-        self._changes.pop(trap.asid, None)
+    def take_task(self, task: Task, trap: AsidChange | Syscall) -> None:
+        """Take in one corrected task that was read at a trap."""
+        touched = self._put(task)
         self._answer(trap)
-        self._see(trap.asid, Seen.COMPLETE)
-        if self._words.add(task):
+        if isinstance(trap, Syscall):
+            self._changes.pop(trap.asid, None)
+            touched.append(trap.asid)
+        self._see_owners(touched)
+        if self._words.note((task,)):
             self._request = None
 
     def take_list(self, snapshot: Snapshot, trap: AsidChange | Syscall | None) -> None:
         """Take in a corrected snapshot, and the trap at which it was taken."""
         if isinstance(trap, AsidChange) and trap.moved:
             self._forget_foreign()
-        touched = {asid for task in list(self._new(snapshot)) for asid in self._put(task)}
+        touched = {asid for task in self._fresh for asid in self._put(task)}
         if not snapshot.torn and len(self._tasks) != len(snapshot.tasks):
             listed = {task.address for task in snapshot.tasks}
             touched.update(asid for at in self._tasks.keys() - listed for asid in self._drop(at))
         self._changes.clear()
         self._answer(trap)
-        subject = trap.new_asid if isinstance(trap, AsidChange) else trap.asid if trap else None
-        if subject is not None:
-            touched.add(subject)
-        for asid in touched:
+        self._see_owners(touched)
+        if trap is not None and not snapshot.torn:
+            subject = trap.new_asid if isinstance(trap, AsidChange) else trap.asid
+            self._see_owners((subject,), otherwise=Seen.STRANGE)
+        if isinstance(trap, Syscall) and self._rules.shares(trap):
+            self._see(trap.asid, Seen.SHARES)
+            self._opened[self._rules.caller(trap)] = _Opened(trap.asid, self._identities(trap.asid))
+        if self._mode is AsidMode.ASID and self._words.note(self._fresh):
+            self._request = None
+
+    def _see_owners(self, asids: Iterable[Asid], otherwise: Seen = Seen.UNOWNED) -> None:
+        for asid in asids:
             owners = [self._tasks[at] for at in self._owners.get(asid, ())]
             if owners:
                 hidden = any(task.transient and not task.dead for task in owners)
                 self._see(asid, Seen.TRANSIENT if hidden else Seen.COMPLETE)
-            elif not snapshot.torn:
-                self._see(asid, Seen.UNOWNED)
-        if isinstance(trap, Syscall) and self._rules.shares(trap):
-            self._see(trap.asid, Seen.SHARES)
-            self._opened[self._rules.caller(trap)] = _Opened(trap.asid, self._identities(trap.asid))
-        if self._mode is AsidMode.ASID and self._words.keep(snapshot):
-            self._request = None
+            else:
+                self._see(asid, otherwise)
 
     def _see(self, asid: Asid, seen: Seen) -> None:
         before = self._standings.get(asid, Standing.NEW)
@@ -247,48 +282,46 @@ class AsidWatch:
 
 
 class _Words:
-    """The words that are compared at each asid change."""
+    """The words that are compared at each asid change.
+
+    That of a task which is gone stays among them: the memory of a task is used for the next ones.
+    """
 
     def __init__(self, rules: AsidRules) -> None:
         self._rules = rules
-        self._marks: dict[int, tuple[Identity, int, tuple[Word, ...]]] = {}
+        self._counters = {word.gpa for word in rules.words}
+        self._noted: dict[int, tuple[Identity, int]] = {}
+        self._marks: dict[Word, int] = {}
+        self._owners: dict[int, int] = {}
         self.all: tuple[Word, ...] = tuple(rules.words)
 
-    def add(self, task: Task) -> bool:
-        """Watch a word of a process that will change when it dies; whether that is a new one."""
-        if not self._note(task):
+    def owner(self, gpa: int) -> int | None:
+        """The address of the task that a word is of."""
+        return self._owners.get(gpa)
+
+    def counts(self, gpa: int) -> bool:
+        """Whether a word counts tasks."""
+        return gpa in self._counters
+
+    def note(self, tasks: Iterable[Task]) -> bool:
+        """Compare a word of each process that will change when it dies; whether one of them is new."""
+        new = [word for task in tasks for word in self._of(task)]
+        if not new:
             return False
-        self._compose()
+        self._marks.update(dict.fromkeys(new, 0))
+        while len(self._marks) > MOST_WORDS:
+            del self._marks[next(iter(self._marks))]
+        self.all = (*self._rules.words, *self._marks)
         return True
 
-    def keep(self, snapshot: Snapshot) -> bool:
-        """The same for all.  What is gone is left until there is something new: a word too many is none."""
-        if not any([self._note(task) for task in snapshot.tasks]):
-            return False
-        if not snapshot.torn:
-            there = {task.address for task in snapshot.tasks}
-            self._marks = {at: mark for at, mark in self._marks.items() if at in there}
-        self._compose()
-        return True
-
-    def _note(self, task: Task) -> bool:
-        if task.kernel or task.dead:
-            return False
-        kept = self._marks.get(task.address)
-        if kept is not None and kept[0] == task.identity and kept[1] == task.exit_state:
-            return False
-        self._marks[task.address] = (task.identity, task.exit_state, tuple(self._rules.marks(task)))
-        return True
-
-    def _compose(self) -> None:
-        marks = [word for _, _, words in self._marks.values() for word in words]
-        self.all = (*self._rules.words, *marks[-MOST_WORDS:])
-
-
-def _with(snapshot: Snapshot, transient: Mapping[int, bool]) -> Snapshot:
-    if not transient:
-        return snapshot
-    tasks = list(snapshot.tasks)
-    for at, value in transient.items():
-        tasks[at] = tasks[at]._replace(transient=value)
-    return replace(snapshot, tasks=tasks)
+    def _of(self, task: Task) -> list[Word]:
+        """Those that were not compared before."""
+        known = (task.identity, task.exit_state)
+        if task.kernel or task.dead or self._noted.get(task.address) == known:
+            return []
+        if len(self._noted) > MOST_WORDS:
+            self._noted.clear()
+        self._noted[task.address] = known
+        words = self._rules.marks(task)
+        self._owners.update({word.gpa: task.address for word in words})
+        return [word for word in words if word not in self._marks]

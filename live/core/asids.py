@@ -65,7 +65,9 @@ class Seen(str, enum.Enum):
     TRANSIENT = "transient"
     """A transient task has it."""
     UNOWNED = "unowned"
-    """No task has it, and the list is whole."""
+    """The last task that had it has another one, or none."""
+    STRANGE = "strange"
+    """A vCPU runs in it, and no task on the whole list has it."""
     LEFT = "left"
     """The vCPU that its only task ran on has changed to an asid that is not known: it may be an exec."""
     SHARES = "shares"
@@ -78,7 +80,7 @@ STANDINGS: Mapping[tuple[Standing, Seen], Standing] = MappingProxyType(
     {
         (Standing.NEW, Seen.COMPLETE): Standing.SETTLED,
         (Standing.NEW, Seen.TRANSIENT): Standing.PENDING,
-        (Standing.NEW, Seen.UNOWNED): Standing.FOREIGN,
+        (Standing.NEW, Seen.STRANGE): Standing.FOREIGN,
         (Standing.NEW, Seen.SHARES): Standing.SHARED,
         (Standing.PENDING, Seen.COMPLETE): Standing.SETTLED,
         (Standing.PENDING, Seen.SHARES): Standing.SHARED,
@@ -102,7 +104,8 @@ CALM = frozenset({Standing.SETTLED, Standing.FOREIGN})
 class Cause(str, enum.Enum):
     """What a trap is."""
 
-    MOVED = "a word has moved"
+    MOVED = "a word has moved, and it is not told which one"
+    MOVED_HERE = "words have moved"
     CHANGE = "change to an unsettled asid"
     OFTEN = "one more change to an asid of which nothing comes"
     OPENING = "call that may make a process in its caller's asid"
@@ -115,12 +118,14 @@ class Look(str, enum.Enum):
 
     NOTHING = "nothing"
     CALLER = "the task that makes the call"
+    WORDS = "the tasks of the words, and the end of the task list"
     LIST = "the task list"
 
 
 LOOKS: Mapping[Cause, Look] = MappingProxyType(
     {
         Cause.MOVED: Look.LIST,
+        Cause.MOVED_HERE: Look.WORDS,
         # Whoever runs in it is complete at its first system call, and cannot be before that.
         Cause.CHANGE: Look.NOTHING,
         Cause.OFTEN: Look.LIST,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from live.core.events import Process
+from live.core.events import Identity, Process
 from live.core.hypervisor import UnplacedRam
 from live.core.machine import Architecture, Registers
 from live.core.memory import Asid, GuestVirtual, MemoryReader
@@ -111,8 +111,14 @@ class AsidRules(Protocol):
     def caller(self, call: Syscall) -> int:
         """Guest-virtual address of the task that makes a call, as `Task.parent` has it; 0: unknown."""
 
-    def task(self, caller: int) -> Task | None:
-        """The leader of the thread group of a `caller`, complete; None if it cannot be read."""
+    def task(self, address: int) -> Task | None:
+        """The leader of the thread group of the task at a guest-virtual address; None if it is unreadable."""
+
+    def newest(self, known: Callable[[int], Identity | None]) -> Sequence[Task] | None:
+        """The tasks behind the last one on the list that is known, oldest first; None: read the whole list.
+
+        ``known(address)``: the identity of the task that is known at a guest-virtual address.
+        """
 
 
 class OperatingSystem(Protocol):

@@ -160,18 +160,15 @@ class Tracker:
         self.counts.missed = self._accounting.missed
         self._time_ns = snapshot.time_ns
 
-    def receive_task(self, task: Task, occasion: Occasion) -> None:
-        """Take in one task, complete, whose vCPU is held: it has got that far.
-
-        ``task``: of the calling process at a system call.
-        """
+    def receive_task(self, task: Task, occasion: Occasion, *, standing: bool = False) -> None:
+        """Take in one task as it is at a trap, which is about it.  ``standing``: as for `receive`."""
         known = self._known.get(task.identity)
-        if known is None:
+        if known is None and not task.transient:
             self.created(*task.identity)
         attached = self._attached or ()
         for happening in changes(known.task if known else None, task, attached, self._gone):
-            self.receive(happening, occasion, standing=True)
-        if task.identity in self._known:
+            self.receive(happening, occasion, standing=standing)
+        if task.identity in self._known and not task.transient:
             self._known[task.identity].task = task
 
     def receive(self, happening: Happening, occasion: Occasion, *, standing: bool = False) -> None:

@@ -164,6 +164,8 @@ class AsidChange(_Common):
     new_asid: Asid
     moved: bool = False
     """One of the requested words had moved since the last asid change on any vCPU."""
+    words: tuple[GuestPhysical, ...] = ()
+    """All that have moved; none where the source does not tell them, or they are too many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

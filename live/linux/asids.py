@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from live.core.errors import MemoryFault, SymbolsMissing
+from live.core.events import Identity
 from live.core.memory import GuestPhysical
 from live.core.snapshot import Task
 from live.core.traps import Abi, CallFlags, Syscall, Word
@@ -30,6 +31,9 @@ from live.linux.vcpu import TASK_NEW, VcpuTasks
 
 # include/uapi/linux/sched.h
 CLONE_VM, CLONE_THREAD = 0x100, 0x1_0000
+
+MOST_NEW = 64
+"""Tasks behind the last known one for which the whole list need not be read."""
 
 Flags = Callable[["LinuxAsids", Syscall], int]
 FLAGS: Mapping[str, Flags] = {
@@ -75,12 +79,26 @@ class LinuxAsids:
             if name == "clone"
         )
 
-    def task(self, caller: int) -> Task | None:
-        """See `live.core.system.AsidRules.task`; a task that makes a call is not inside execve."""
+    def task(self, address: int) -> Task | None:
+        """See `live.core.system.AsidRules.task`."""
         try:
-            return self._kernel.read_task(caller)._replace(transient=False)
+            return self._kernel.read_task(address)
         except MemoryFault:
             return None
+
+    def newest(self, known: Callable[[int], Identity | None]) -> Sequence[Task] | None:
+        """See `live.core.system.AsidRules.newest`: copy_process() adds at the tail."""
+        found: list[Task] = []
+        try:
+            for task in self._kernel.backwards():
+                if known(task.address) == task.identity:
+                    return found[::-1]
+                if len(found) >= MOST_NEW:
+                    return None
+                found.append(task)
+        except MemoryFault:
+            return None
+        return found[::-1]
 
     def marks(self, task: Task) -> Sequence[Word]:
         """`exit_state`; of a leader that has exited, `signal->live`."""

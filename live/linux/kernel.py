@@ -183,6 +183,7 @@ class LinuxKernel:
         self.mm = unpacker("mm_struct", _MM)
         self.cred = unpacker("cred", _CRED)
         self._tasks_offset = symbols.offset("task_struct", "tasks")
+        self._previous = unpacker("task_struct", (field("tasks.prev"),))
         self._thread = unpacker(
             "task_struct",
             (field("pid"), field("start_boottime", "real_start_time"), field("thread_node.next")),
@@ -322,6 +323,17 @@ class LinuxKernel:
                 raise
             # exit_mm() dropped the mm between the two reads; the rest of the task is still valid.
             return self._task(address, found._replace(mm=0), signal)
+
+    def backwards(self) -> Iterator[Task]:
+        """The tasks on the list, the newest first; bounded.  Raises `MemoryFault`."""
+        address = self._init_task
+        seen: set[int] = set()
+        for _ in range(MAX_TASKS):
+            address = self._previous(address)[0] - self._tasks_offset
+            if address == self._init_task or address in seen:
+                return
+            seen.add(address)
+            yield self.read_task(address)
 
     def revisit(self, task: Task) -> Task | None:
         """A task that has left the list, with its exit code; None if its memory does not show its exit.

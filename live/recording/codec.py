@@ -25,7 +25,7 @@ from live.core.events import (
     ProcessStart,
     StartReason,
 )
-from live.core.memory import Asid, GuestVirtual
+from live.core.memory import Asid, GuestPhysical, GuestVirtual
 from live.core.traps import Abi, Access, AsidChange, CodeHit, Syscall, Trap, VcpuIndex
 
 Json = dict[str, Any]
@@ -205,6 +205,12 @@ def _registers(value: Any) -> dict[str, int]:
     return {name: _integer(number) for name, number in value.items()}
 
 
+def _gpas(value: Any) -> tuple[GuestPhysical, ...]:
+    if not isinstance(value, list) or len(value) > 256:
+        raise ValueError("words are none")
+    return tuple(GuestPhysical(_integer(one)) for one in value)
+
+
 _COMMON: dict[str, Parser] = {
     "vcpu": lambda value: VcpuIndex(_integer(value)),
     "asid": lambda value: Asid(_integer(value)),
@@ -216,7 +222,13 @@ _COMMON: dict[str, Parser] = {
 }
 _OF_KIND: Mapping[str, Parser] = {
     "asid": _record(
-        AsidChange, {**_COMMON, "new_asid": lambda value: Asid(_integer(value)), "moved": _truth}
+        AsidChange,
+        {
+            **_COMMON,
+            "new_asid": lambda value: Asid(_integer(value)),
+            "moved": _truth,
+            "words": _gpas,
+        },
     ),
     "syscall": _record(Syscall, {**_COMMON, "number": _integer, "abi": lambda value: Abi(_integer(value))}),
     "code": _record(CodeHit, _COMMON),

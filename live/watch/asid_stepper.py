@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from live.core.asid_watch import AsidWatch
 from live.core.asids import AsidMode, Look
 from live.core.events import Event, Occasion
 from live.core.machine import Architecture
+from live.core.snapshot import Task
 from live.core.system import OperatingSystem
 from live.core.tracker import Counts, Tracker
 from live.core.traps import AsidChange, Syscall, Trap, TrapRequest
@@ -29,6 +31,7 @@ class AsidStepper:
         self._system, self._rules = system, system.asids()
         self.tracker = Tracker(system.describe, system.revisit)
         self._watch = AsidWatch(machine, self._rules, self.tracker.shown, mode)
+        self._compared_ns = 0
 
     @property
     def request(self) -> TrapRequest:
@@ -52,24 +55,55 @@ class AsidStepper:
         look = self._watch.look(trap)
         if look is Look.NOTHING:
             self._watch.take(trap)
-        elif look is Look.LIST or not self._take_caller(trap, time_ns, late_ns):
+        elif not self._take_tasks(look, trap, time_ns, late_ns):
             self._take_list(time_ns, TRIGGERS[type(trap)], trap, late_ns)
+        if isinstance(trap, AsidChange):
+            self._compared_ns = time_ns
         return drained(self.tracker)
 
-    def _take_caller(self, trap: AsidChange | Syscall, time_ns: int, late_ns: int) -> bool:
-        caller = self._rules.caller(trap) if isinstance(trap, Syscall) else 0
-        task = self._rules.task(caller) if caller else None
-        if task is None or not isinstance(trap, Syscall) or not self._watch.runs_in(task, trap.asid):
+    def _take_tasks(self, look: Look, trap: AsidChange | Syscall, time_ns: int, late_ns: int) -> bool:
+        """Take in the tasks that the trap is about; False if the whole list has to be read."""
+        tasks: Sequence[Task] | None = None
+        if look is Look.CALLER and isinstance(trap, Syscall):
+            tasks = self._caller(trap)
+        elif look is Look.WORDS and isinstance(trap, AsidChange):
+            tasks = self._moved(trap)
+        if tasks is None:
             return False
         occasion = Occasion(
             time_ns=time_ns,
-            trigger=TRIGGERS[Syscall],
+            trigger=TRIGGERS[type(trap)],
             late_ns=late_ns,
             missed=self.tracker.counts.missed,
         )
-        self.tracker.receive_task(task, occasion)
-        self._watch.take_caller(task, trap)
+        # Who has died has done so since words were last compared.
+        dead = replace(occasion, late_ns=max(late_ns, time_ns - self._compared_ns))
+        runs = trap.new_asid if isinstance(trap, AsidChange) else trap.asid
+        for task in tasks:
+            complete = self._watch.corrected_task(task, trap)
+            standing = trap.held and self._watch.runs_in(task, runs)
+            self.tracker.receive_task(complete, dead if task.dead else occasion, standing=standing)
+            self._watch.take_task(complete, trap)
+        self._watch.take(trap)
         return True
+
+    def _caller(self, trap: Syscall) -> Sequence[Task] | None:
+        caller = self._rules.caller(trap)
+        task = self._rules.task(caller) if caller else None
+        return (task,) if task is not None and self._watch.runs_in(task, trap.asid) else None
+
+    def _moved(self, trap: AsidChange) -> Sequence[Task] | None:
+        addresses, more = self._watch.moved(trap)
+        marked = [self._rules.task(address) for address in addresses]
+        newest = self._rules.newest(self._watch.identity_at) if more else ()
+        if newest is None:
+            return None
+        found = []
+        for address, task in zip(addresses, marked, strict=True):
+            if task is None or task.identity != self._watch.identity_at(address):
+                return None
+            found.append(task)
+        return [*found, *newest]
 
     def _take_list(
         self,
@@ -81,6 +115,7 @@ class AsidStepper:
         snapshot = self._watch.corrected(self._system.snapshot(time_ns, trigger), trap)
         self.tracker.receive_tasks(snapshot, late_ns)
         self.tracker.counts.premature = self._watch.premature
+        self._compared_ns = time_ns
         self._watch.take_list(snapshot, trap)
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from live.core.errors import GuestGone, MemoryFault
 from live.core.events import Event
 from live.core.snapshot import Counters
-from live.core.traps import Trap, TrapRequest, TrapSource
+from live.core.traps import AsidChange, Trap, TrapRequest, TrapSource
 from live.watch.modes import Choice
 from live.watch.session import Session
 from live.watch.stepper import LONG_HELD_NS, Steps
@@ -181,6 +181,8 @@ class Trapper:
         now = time.monotonic_ns()
         if losses != self._losses:
             self._losses, self._lost_ns, self._resync = losses, now, True
+        if isinstance(trap, AsidChange) and not trap.held:
+            return True  # it says that an asid is new, which stays true
         # Every vCPU may have been held then: of the traps from before, the old ones are over.
         return trap.held and (trap.time_ns > self._lost_ns or now - trap.time_ns < LONG_HELD_NS)
 

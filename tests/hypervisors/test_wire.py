@@ -18,7 +18,7 @@ STRUCTS = {
     "hello": (protocol.HELLO, "magic protocol vcpus slots"),
     "event": (
         protocol.EVENT,
-        "sequence time_ns kind action abi moved vcpu cr3 new_cr3 pc number registers*18",
+        "sequence time_ns kind action abi moved vcpu cr3 new_cr3 pc number registers*18 words*7",
     ),
     "arm": (
         protocol.ARM,
@@ -56,6 +56,7 @@ ENUMS = {
     **{action.name: action.value for action in Action},
     **{abi.name: abi.value for abi in Abi},
     "EVENT_REGISTERS": len(X86_64.trap_registers),
+    "EVENT_WORDS": 7,
     # What `encode_request` appends for one of each.
     "QUADS_PER_WORD": 2,
     "QUADS_PER_FENCE": 3,

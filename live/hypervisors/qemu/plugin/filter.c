@@ -241,7 +241,11 @@ enum action filter_cr3(const struct filter *f, struct event *e, unsigned source)
             action = f->head.unsettled_asid;
     }
     for (unsigned i = 0; i < f->head.n_words; i++)
-        e->moved |= moved(&f->words[i]);
+        if (moved(&f->words[i])) {
+            if (e->moved < EVENT_WORDS)
+                e->words[e->moved] = f->words[i].address;
+            e->moved += e->moved < UINT8_MAX;
+        }
     return e->moved ? HOLD : action;
 }
 

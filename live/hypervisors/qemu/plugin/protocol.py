@@ -7,11 +7,12 @@ All numbers are little-endian.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from live.core.machine import Architecture
-from live.core.memory import GuestVirtual
+from live.core.memory import GuestPhysical, GuestVirtual
 from live.core.traps import Abi, Action, AsidChange, CodeHit, Syscall, Trap, TrapRequest, VcpuIndex
 from live.hypervisors.qemu.plugin.settled import SLOTS
 
@@ -25,7 +26,7 @@ ARM = struct.Struct("<I7Bx6I4x48Q")
 ANSWER = struct.Struct("<2Q")
 """A status, and for what count of flushes to wait, in the word at `FLUSHES_AT`: with `STATUS_FLUSHING` the
 request is in force then, and with `STATUS_PREPARING` it can be sent again."""
-EVENT = struct.Struct("<2Q4BI4Q18Q")
+EVENT = struct.Struct("<2Q4BI4Q18Q7Q")
 """What a slot of the ring begins with."""
 
 STATUS_FLUSHING = 1
@@ -50,6 +51,7 @@ FENCE = 3
 MAX_WORDS, MAX_CODE, MAX_FENCES, MAX_ENTRIES, MAX_FLAGS = 4096, 4096, 64, 16, 16
 NUMBERS = 1024
 """System calls that can be listed: numbers below this one."""
+REGISTERS = 18
 BRIEF = (0, 2, 6, 7, 10)
 """Which registers, of `Architecture.trap_registers`, an event has whose vCPU does not stand."""
 KIND_ASID_CHANGE, KIND_SYSCALL = 1, 2
@@ -118,11 +120,22 @@ def encode_request(request: TrapRequest, hold_ms: int, hva: Callable[[int, int],
     ) + struct.pack(f"<{len(tail)}Q", *tail)
 
 
-def decode_event(memory: memoryview, at: int, machine: Architecture, *, split: bool = True) -> Trap:
-    """The trap in the slot at byte ``at`` of the shared memory; ``split``: as in the request."""
-    (sequence, time_ns, kind, action, abi, moved, vcpu, root, new_root, pc, number, *values) = (
+def decode_event(
+    memory: memoryview,
+    at: int,
+    machine: Architecture,
+    *,
+    split: bool = True,
+    words: Mapping[int, GuestPhysical] = MappingProxyType({}),
+) -> Trap:
+    """The trap in the slot at byte ``at`` of the shared memory.
+
+    ``split``: as in the request.  ``words``: address in QEMU's process -> gpa of those that are compared.
+    """
+    (sequence, time_ns, kind, action, abi, moved, vcpu, root, new_root, pc, number, *rest) = (
         EVENT.unpack_from(memory, at)
     )
+    values, addresses = rest[:REGISTERS], rest[REGISTERS : REGISTERS + moved]
     names = machine.trap_registers
     if action == _HOLD:
         registers = dict(zip(names, values, strict=True))
@@ -138,7 +151,11 @@ def decode_event(memory: memoryview, at: int, machine: Architecture, *, split: b
         "registers": registers,
     }
     if kind == KIND_ASID_CHANGE:
-        return AsidChange(**common, new_asid=machine.asid_of(new_root, split=split), moved=bool(moved))
+        known = [words[address] for address in addresses if address in words]
+        which = tuple(known) if len(known) == moved else ()
+        return AsidChange(
+            **common, new_asid=machine.asid_of(new_root, split=split), moved=bool(moved), words=which
+        )
     if kind == KIND_SYSCALL:
         return Syscall(**common, number=number, abi=Abi(abi))
     return CodeHit(**common)

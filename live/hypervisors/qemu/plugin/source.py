@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from live.core.errors import GuestGone, NoTarget, NotPermitted, TargetError
 from live.core.machine import Architecture
+from live.core.memory import GuestPhysical
 from live.core.traps import AsidChange, CodeHit, Syscall, Trap, TrapCounters, TrapRequest
 from live.hypervisors.qemu.plugin import protocol
 from live.hypervisors.qemu.plugin.adaptive import AdaptivePoll
@@ -76,7 +77,16 @@ class PluginSource:
             )
         self.description = f"TCG plugin at {path}"
         self._machine, self._nudge = machine, nudge
-        self._hva = functools.lru_cache(protocol.MAX_WORDS)(hva)
+        self._words: dict[int, GuestPhysical] = {}
+        """Address in QEMU's process -> gpa of the words that were ever compared."""
+
+        @functools.lru_cache(protocol.MAX_WORDS)
+        def address_of(gpa: int, length: int) -> int:
+            address = hva(gpa, length)
+            self._words[address] = GuestPhysical(gpa)
+            return address
+
+        self._hva = address_of
         self._armed = TrapRequest()
         self._hold_ms = max(1, round(hold * 1000))
         self._delivered = 0
@@ -222,7 +232,9 @@ class PluginSource:
             if time.monotonic() >= deadline and self._nothing():
                 return None
         at = self._ring + self._tail % self._slots * protocol.EVENT_SIZE
-        trap = protocol.decode_event(self._view, at, self._machine, split=self._armed.split_asids)
+        trap = protocol.decode_event(
+            self._view, at, self._machine, split=self._armed.split_asids, words=self._words
+        )
         fenced = self._view[at + protocol.ACTION_AT] >= protocol.FENCE
         self._tail += 1
         _U64.pack_into(self._view, protocol.TAIL_AT, self._tail)

@@ -31,7 +31,7 @@ enum reply { IN_FORCE, FLUSHING, BAD, BAD_ADDRESS, NO_MEMORY, PREPARING };
 #define REGISTER_NAMES "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", \
                        "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "gs_base", "k_gs_base"
 #define BRIEF_REGISTERS 0, 2, 6, 7, 10
-enum { EVENT_REGISTERS = 18 };
+enum { EVENT_REGISTERS = 18, EVENT_WORDS = 7 };
 
 /* The table of settled asids: linear probing from SETTLED_FIRST(asid), up to the first empty slot or SETTLED_PROBES
  * of them.  A slot is SETTLED_EMPTY, an asid with SETTLED_MARK, or what was one and is no more.  An asid is a page. */
@@ -45,9 +45,9 @@ struct hello {
 
 struct event {
     uint64_t sequence, time_ns;                 /* CLOCK_MONOTONIC */
-    uint8_t kind, action, abi, moved;
+    uint8_t kind, action, abi, moved;           /* how many words have moved; the addresses of the first of them */
     uint32_t vcpu;
-    uint64_t cr3, new_cr3, pc, number, registers[EVENT_REGISTERS], unused[7];
+    uint64_t cr3, new_cr3, pc, number, registers[EVENT_REGISTERS], words[EVENT_WORDS];
 };
 _Static_assert(sizeof(struct event) == 256, "a slot is four cache lines");
 
