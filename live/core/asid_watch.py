@@ -42,6 +42,7 @@ class AsidWatch:
         self, machine: Architecture, rules: AsidRules, shown: Shown, mode: AsidMode = AsidMode.ASID
     ) -> None:
         """Nothing is known.  ``shown``: the tracker's knowledge."""
+        self._fenced = False
         self._machine, self._rules, self._shown, self._mode = machine, rules, shown, mode
         self.premature = 0
         """Tasks that were taken for complete while they were transient; in `AsidMode.DIFF` only."""
@@ -65,6 +66,10 @@ class AsidWatch:
             self._request = self._make()
         return self._request
 
+    def fence(self) -> None:
+        """From now on the guest may run on where a word has moved, up to its next system call."""
+        self._fenced, self._request = True, None
+
     def _make(self) -> TrapRequest:
         if self._mode is AsidMode.DIFF:
             return TrapRequest(asid_changes=Action.HOLD, split_asids=self._split)
@@ -80,6 +85,8 @@ class AsidWatch:
             compat_syscalls=rules.compat_syscalls,
             call_flags=rules.call_flags,
             words=self._words.all,
+            moved_fence=rules.waits if self._fenced else None,
+            entries=rules.entries if self._fenced else frozenset(),
             split_asids=self._split,
         )
 

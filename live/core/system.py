@@ -15,7 +15,7 @@ from live.core.hypervisor import UnplacedRam
 from live.core.machine import Architecture, Registers
 from live.core.memory import Asid, GuestVirtual, MemoryReader
 from live.core.snapshot import Counters, Happening, Snapshot, Task
-from live.core.traps import Access, CallFlags, CodeHit, Fence, Syscall, TrapRequest, Word
+from live.core.traps import Abi, Access, CallFlags, CodeHit, Fence, Syscall, TrapRequest, Word
 
 Progress = Callable[[float, str], None]
 """Called with a percentage (0..100) and what is being done."""
@@ -98,6 +98,14 @@ class AsidRules(Protocol):
     @property
     def call_flags(self) -> frozenset[CallFlags]:
         """Flags without which `shares` is false."""
+
+    @property
+    def entries(self) -> frozenset[tuple[GuestVirtual, Abi]]:
+        """Where the kernel begins a system call (`TrapRequest.entries`); none where that is not known."""
+
+    @property
+    def waits(self) -> frozenset[int]:
+        """Numbers, by `Abi.NATIVE`, of calls that only wait for a child."""
 
     def marks(self, task: Task) -> Sequence[Word]:
         """Words of which one changes on the task's way to its death; none where that cannot be told."""

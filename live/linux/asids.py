@@ -1,6 +1,7 @@
 """What Linux's asids and system calls tell: a `live.core.system.AsidRules`.
 
-Needs `init_task`, `total_forks`, `nr_threads` and types; no function of the kernel.
+Needs `init_task`, `total_forks`, `nr_threads` and types; no function of the kernel.  Where its system-call
+entry points are known, vCPUs need not stand so often (fences).
 
 =================  ===========================  ==============================================================
 what               where                        why there
@@ -25,6 +26,7 @@ from live.core.events import Identity
 from live.core.memory import GuestPhysical
 from live.core.snapshot import Task
 from live.core.traps import Abi, CallFlags, Syscall, Word
+from live.linux.entries import entries
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import field
 from live.linux.vcpu import TASK_NEW, VcpuTasks
@@ -61,6 +63,8 @@ class LinuxAsids:
         )
         self.syscalls = frozenset(self._calls[Abi.NATIVE])
         self.compat_syscalls = frozenset(self._calls[Abi.COMPAT])
+        self.entries = entries(kernel)
+        self.waits = kernel.facts.waits
         try:
             self._tasks: VcpuTasks | None = VcpuTasks(kernel)
         except SymbolsMissing:

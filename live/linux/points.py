@@ -59,7 +59,8 @@ from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.memory import GuestVirtual
 from live.core.snapshot import Happening, Moment
 from live.core.system import Reached
-from live.core.traps import Abi, Access, CodeHit, Fence, TrapRequest, Watchpoint
+from live.core.traps import Access, CodeHit, Fence, TrapRequest, Watchpoint
+from live.linux.entries import entries
 from live.linux.kernel import PF_EXITING, SIGNAL_GROUP_EXIT, LinuxKernel
 from live.linux.vcpu import VcpuTasks
 
@@ -176,20 +177,7 @@ class LifecyclePoints:
         """A request for every point, held; as watchpoints if preferred and possible."""
         if prefers is Access and self.watchpoints:
             return TrapRequest(accesses=self.watchpoints)
-        return TrapRequest(code=self.addresses, entries=self._entries)
-
-    @property
-    def _entries(self) -> frozenset[tuple[GuestVirtual, Abi]]:
-        """The kernel's system-call entry points; empty if the native one is unknown."""
-        facts = self._kernel.facts
-        found = {name: self._kernel.symbol(name) for name in facts.entries}
-        if found[facts.native_entry] is None:
-            return frozenset()
-        return frozenset(
-            (GuestVirtual(address), facts.entries[name])
-            for name, address in found.items()
-            if address is not None
-        )
+        return TrapRequest(code=self.addresses, entries=entries(self._kernel))
 
     @property
     def fences(self) -> frozenset[Fence]:

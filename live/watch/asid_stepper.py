@@ -38,6 +38,10 @@ class AsidStepper:
         """See `live.watch.stepper.Steps.request`."""
         return self._watch.request
 
+    def fence(self) -> None:
+        """See `live.core.asid_watch.AsidWatch.fence`."""
+        self._watch.fence()
+
     @property
     def counts(self) -> Counts:
         """Events so far, and what was missed."""

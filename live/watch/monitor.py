@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from live.core.events import Event, Process, ProcessEnd, ProcessStart, is_kernels
 from live.core.tracker import Counts
+from live.watch.asid_stepper import AsidStepper
 from live.watch.session import Session
 from live.watch.watchers import Cost, Trapper, watcher_of
 
@@ -54,7 +55,7 @@ class Monitor:
         self.mode, self.guarantee = self.choice.mode, self.choice.guarantee
         with contextlib.ExitStack() as undo:
             undo.callback(self.choice.close)
-            stepper = session.stepper(self.choice)
+            stepper = self._stepper = session.stepper(self.choice)
             self._tracker = stepper.tracker
             self._watcher = watcher_of(session, self.choice, stepper, interval)
             functions = self.traps and stepper.request is None
@@ -128,12 +129,8 @@ class Monitor:
         """
         deadline = None if duration is None else time.monotonic() + duration
         ready: list[Event] = []
-        if (
-            isinstance(self._watcher, Trapper)
-            and self._fences
-            and not (self._start or self._exec or self._end)
-        ):
-            self._watcher.request = replace(self._watcher.request, fences=self._fences)
+        if not (self._start or self._exec or self._end):
+            self._fence()
 
         def deliver(event: Event) -> None:
             if self._kernel_threads or not is_kernels(event):
@@ -146,6 +143,13 @@ class Monitor:
                 yield batch
         finally:
             self.close()
+
+    def _fence(self) -> None:
+        """Nobody is called back, so the guest may run on while an event is read."""
+        if isinstance(self._stepper, AsidStepper):
+            self._stepper.fence()
+        elif isinstance(self._watcher, Trapper):
+            self._watcher.request = replace(self._watcher.request, fences=self._fences)
 
     def close(self) -> None:
         """Remove every trap and let the guest run on; `events` and `run` do it when they end."""

@@ -79,11 +79,13 @@ MODES = {
     "plugin held": "pse watch --mode plugin, with a callback: no fences, every trap held",
     "plugin calls": "process system calls by number, held",
     "plugin asid": "every asid change recorded",
+    "asid": "pse watch --mode asid",
+    "diff": "pse watch --mode diff",
     "gdbstub": "pse watch --mode gdbstub",
 }
 NOISE = "plain again"
 UNWATCHED = (NOISE, "plugin idle")
-WATCHES = ("poll", "plugin", "gdbstub")
+WATCHES = ("poll", "plugin", "asid", "diff", "gdbstub")
 
 
 def look(memory: memoryview | None, until: int) -> None:

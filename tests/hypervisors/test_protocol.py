@@ -44,7 +44,7 @@ def event(
 
 def test_the_empty_request_traps_nothing() -> None:
     message = protocol.encode_request(TrapRequest(), 1000, nowhere)
-    assert message == struct.pack("<I7Bx6I4x48Q", 424, 0, 0, 2, 2, 0, 0, 1, 1000, *[0] * 5, *[0] * 48)
+    assert message == struct.pack("<I8B6I4x48Q", 424, 0, 0, 2, 2, 0, 0, 1, 0, 1000, *[0] * 5, *[0] * 48)
 
 
 def test_a_request_with_everything() -> None:
@@ -55,6 +55,7 @@ def test_a_request_with_everything() -> None:
         call_flags=frozenset({CallFlags(number=11, abi=Abi.COMPAT, bits=0x100)}),
         settled=frozenset({Asid(0x4000)}),
         unsettled_asids=Action.RECORD,
+        moved_fence=frozenset({61, 247}),
         unsettled_syscalls=Action.HOLD,
         words=(
             Word(gpa=GuestPhysical(0x2004), size=4),
@@ -86,8 +87,8 @@ def test_a_request_with_everything() -> None:
     tail += [0xFFFFFFFF81000000, 0x940, 0, 0xFFFFFFFF81000010, 0x940, 1]
     tail += [0xFFFFFFFF83000000, 1, 0xFFFFFFFF83000010, 0]
     tail += [11, 1, 0x100]
-    head = (424 + 152, 1, 0, 2, 2, 1, 2, 1, 250, 2, 2, 2, 2, 1)
-    assert message == struct.pack("<I7Bx6I4x67Q", *head, *bits, *tail)
+    head = (424 + 152, 1, 0, 2, 2, 1, 2, 1, 1, 250, 2, 2, 2, 2, 1)
+    assert message == struct.pack("<I8B6I4x67Q", *head, *bits, *tail)
 
 
 def test_what_the_plugin_cannot_take() -> None:

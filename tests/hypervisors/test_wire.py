@@ -22,7 +22,7 @@ STRUCTS = {
     ),
     "arm": (
         protocol.ARM,
-        "length asid every syscall code unsettled_asid unsettled_syscall split "
+        "length asid every syscall code unsettled_asid unsettled_syscall split moved_fence "
         "hold_ms n_words n_code n_fences n_entries n_flags "
         "syscalls*16 compat_syscalls*16 passing*16",
     ),

@@ -209,6 +209,15 @@ static void await(struct shared *s, unsigned of, uint64_t seq, unsigned limit_ms
     s->waited_ns += now() - begin;
 }
 
+bool fences_up(void)
+{
+    const struct shared *s = reader ? shared : NULL;
+    for (unsigned i = 0; s && i < n_vcpus; i++)
+        if (s->vcpu[i].resumed < waiters[i].fence)
+            return true;
+    return false;
+}
+
 void pass_fences(unsigned v, bool passing, unsigned limit_ms)
 {
     struct shared *s = reader ? shared : NULL;

@@ -246,7 +246,9 @@ enum action filter_cr3(const struct filter *f, struct event *e, unsigned source)
                 e->words[e->moved] = f->words[i].address;
             e->moved += e->moved < UINT8_MAX;
         }
-    return e->moved ? HOLD : action;
+    if (e->moved)
+        return f->head.moved_fence && f->head.n_entries ? PASSABLE_FENCE : HOLD;
+    return action;
 }
 
 /* The fence at this address; HOLD if there is none, or nothing where the function's first argument leads. */

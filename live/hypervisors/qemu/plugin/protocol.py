@@ -21,7 +21,7 @@ PROTOCOL = 8
 
 HELLO = struct.Struct("<4I")
 """Magic, protocol, vCPUs, slots."""
-ARM = struct.Struct("<I7Bx6I4x48Q")
+ARM = struct.Struct("<I8B6I4x48Q")
 """What a request begins with; quadwords follow."""
 ANSWER = struct.Struct("<2Q")
 """A status, and for what count of flushes to wait, in the word at `FLUSHES_AT`: with `STATUS_FLUSHING` the
@@ -79,6 +79,8 @@ def encode_request(request: TrapRequest, hold_ms: int, hva: Callable[[int, int],
         (one.code, one.offset, bool(one.passing)) for one in request.fences if one.code in request.code
     )
     passing = {one.passing for one in request.fences if one.passing}
+    if request.moved_fence:
+        passing.add(request.moved_fence)
     words = dict(sorted((hva(word.gpa, word.size), word.size) for word in request.words))
     if len(words) > MAX_WORDS or len(code) > MAX_CODE:
         raise ValueError(f"more than {MAX_WORDS} words or {MAX_CODE} code addresses")
@@ -108,6 +110,7 @@ def encode_request(request: TrapRequest, hold_ms: int, hva: Callable[[int, int],
         request.unsettled_asids,
         request.unsettled_syscalls,
         request.split_asids,
+        request.moved_fence is not None,
         hold_ms,
         len(words),
         len(code),

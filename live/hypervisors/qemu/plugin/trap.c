@@ -63,7 +63,15 @@ static void on_syscall(unsigned v, void *data)
 {
     struct event e = {.kind = SYSCALL, .vcpu = v, .pc = vaddr_of(data), .abi = extra_of(data)};
     const struct filter *f = enter(v);
-    leave(v, f, &e, filter_syscall(f, &e));
+    enum action action = filter_syscall(f, &e);
+    if (action == HOLD && fences_up()) {        /* what the reader learns at them may settle the asid */
+        unsigned limit_ms = f->head.hold_ms;
+        filter_leave(v);
+        pass_fences(v, false, limit_ms);
+        f = filter_enter(v);
+        action = filter_syscall(f, &e);
+    }
+    leave(v, f, &e, action);
 }
 
 static void on_cr3(unsigned v, void *data)

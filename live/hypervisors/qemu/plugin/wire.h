@@ -71,7 +71,7 @@ struct arm {
     uint8_t asid, every, syscall, code;         /* enum action: asid changes, every call, those listed, code */
     uint8_t unsettled_asid, unsettled_syscall;  /* the same of asids that are not settled */
     uint8_t split;              /* the roots of an asid differ in bit 12, too: page-table isolation */
-    uint8_t unused;
+    uint8_t moved_fence;        /* what a moved word does: a fence that `passing` calls pass, where there are entries */
     uint32_t hold_ms, n_words, n_code, n_fences, n_entries, n_flags, unused_too;
     uint64_t syscalls[BITMAP], compat_syscalls[BITMAP], passing[BITMAP];        /* bit n % 64 of word n / 64 */
 };
