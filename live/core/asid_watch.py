@@ -50,6 +50,7 @@ class AsidWatch:
         self._opened: dict[int, _Opened] = {}
         self._changes: dict[Asid, int] = {}
         self._tasks: dict[int, Task] = {}
+        self._places: dict[Identity, int] = {}
         self._asids: dict[int, Asid] = {}
         self._owners: dict[Asid, set[int]] = {}
         self._words = _Words(rules)
@@ -79,6 +80,7 @@ class AsidWatch:
         calm = (asid for asid, standing in self._standings.items() if standing in CALM)
         return TrapRequest(
             settled=rules.kernel.union(calm),
+            pending=frozenset(opened.asid for opened in self._opened.values()),
             unsettled_asids=Action.RECORD,
             unsettled_syscalls=Action.HOLD,
             syscalls=rules.syscalls,
@@ -199,6 +201,7 @@ class AsidWatch:
         if isinstance(trap, Syscall) and self._rules.shares(trap):
             self._see(trap.asid, Seen.SHARES)
             self._opened[self._rules.caller(trap)] = _Opened(trap.asid, self._identities(trap.asid))
+            self._request = None
         if self._mode is AsidMode.ASID and self._words.note(self._fresh):
             self._request = None
 
@@ -223,7 +226,7 @@ class AsidWatch:
 
     def _forget(self) -> None:
         self._request = None
-        for known in (self._standings, self._opened, self._tasks, self._asids, self._owners):
+        for known in (self._standings, self._opened, self._tasks, self._places, self._asids, self._owners):
             known.clear()
 
     def _forget_foreign(self) -> None:
@@ -241,6 +244,9 @@ class AsidWatch:
         """Note whose asid it is; the asids of which something has changed."""
         before = self._tasks.get(task.address)
         touched = self._drop(task.address)
+        elsewhere = self._places.get(task.identity)
+        if elsewhere is not None:  # an exec by another thread, which is the leader now
+            touched += self._drop(elsewhere)
         root: int = task.asid
         if not root and not task.dead and not task.kernel:
             # A leader that has left its threads behind: they go on in the asid that it had.
@@ -250,6 +256,7 @@ class AsidWatch:
                 root = process.asid or 0
             task = task._replace(asid=root)
         self._tasks[task.address] = task
+        self._places[task.identity] = task.address
         if root:
             asid = self._asid(root)
             self._asids[task.address] = asid
@@ -258,7 +265,9 @@ class AsidWatch:
         return touched
 
     def _drop(self, address: int) -> list[Asid]:
-        self._tasks.pop(address, None)
+        task = self._tasks.pop(address, None)
+        if task is not None:
+            del self._places[task.identity]
         asid = self._asids.pop(address, None)
         if asid is None:
             return []
@@ -284,6 +293,7 @@ class AsidWatch:
             )
             if born or not owners or not opened.left or (who and who == caller):
                 del self._opened[who]
+                self._request = None
                 if all(other.asid != opened.asid for other in self._opened.values()):
                     self._see(opened.asid, Seen.ANSWERED)
 

@@ -119,7 +119,10 @@ class TrapRequest:
     syscall_action: Action = Action.HOLD
     """What is done for `syscalls`, `compat_syscalls`."""
     settled: frozenset[Asid] = frozenset()
-    """Asids of which nothing more is to be learnt: the next two are for all others."""
+    """Asids of which nothing more is to be learnt: the next two are for all others.  One that is not settled
+    any more may be trapped on a vCPU from the next change to it on only; in `pending`, at once."""
+    pending: frozenset[Asid] = frozenset()
+    """Asids that are not settled, in which a vCPU may be now."""
     unsettled_asids: Action = Action.OFF
     """Every change to an asid that is not in `settled`."""
     unsettled_syscalls: Action = Action.OFF

@@ -36,9 +36,11 @@ BUSY_S = 1.0
 REFRESH_S = 0.05
 IDLE_S = 0.1
 PROOF_S = 5.0
-LAZY_S = 0.01
-"""Behind a trap of an asid, when no other comes: a kernel keeps the asid of a process for what has none, so
-a process may die, and be reaped, without an asid change."""
+LAZY_S = 0.005
+"""How often the kernel's counters are read where asid changes are trapped, and none comes: a kernel keeps the
+asid of a process for what has none, so a process may die, and be reaped, without an asid change."""
+LAZY_LOOK_S = 0.05
+"""How often the task list is read then: a death alone moves no counter."""
 
 
 @dataclass(slots=True)
@@ -117,28 +119,30 @@ class Trapper:
         self._rearm()
         yield
         asids = self._steps.request is not None
-        proof_at, dirty = time.monotonic() + PROOF_S, False
+        pause, patience = (LAZY_S, LAZY_LOOK_S) if asids else (IDLE_S, PROOF_S)
+        proof_at, dirty = time.monotonic() + patience, False
         while True:
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 break
-            idle = LAZY_S if asids and dirty else IDLE_S
-            trap = self._source.wait(idle if deadline is None else min(idle, deadline - now))
+            trap = self._source.wait(pause if deadline is None else min(pause, deadline - now))
             if trap is None:
                 self._resynchronise(deliver)
                 self._session.sleep(0)
                 with _guest_readable():
-                    _require_same_boot(self._session.counters(), self._steps.tracker.counters)
+                    counters, known = self._session.counters(), self._steps.tracker.counters
+                    _require_same_boot(counters, known)
+                lost = asids and counters != known
             else:
-                dirty = True
+                dirty, lost = True, False
                 self._handle(trap, deliver)
             # Proof when the guest is idle; when it never is, anyway, a little later.
-            due = now >= proof_at or (asids and trap is None)
-            if dirty and due and (trap is None or now >= proof_at + PROOF_S):
+            due = now >= proof_at and (trap is None or now >= proof_at + PROOF_S)
+            if lost or ((dirty or asids) and due):
                 with _guest_readable():
                     _snapshot(self._steps, self.cost, "proof", deliver)
                 self._rearm()
-                proof_at, dirty = now + PROOF_S, False
+                proof_at, dirty = now + patience, False
             yield
         # The last proof, while what has not been handled is still held.
         with _guest_readable():

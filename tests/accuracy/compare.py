@@ -93,8 +93,8 @@ class _Lives:
     def __init__(self) -> None:
         self.events: dict[Identity, dict[str, list[tuple[object, ...]]]] = {}
         self.order: list[tuple[str, Identity]] = []
-        self.orphans: dict[Identity, dict[int, set[object]]] = {}
-        """Of who execs soon after its parent's end, by the number of the exec: that one, and init."""
+        self.orphans: dict[Identity, dict[tuple[str, int], set[object]]] = {}
+        """Of an event soon before or after its parent's end, by its kind and number: that one, and init."""
 
     def add(self, kind: str, identity: Identity, *what: object) -> None:
         self.of(identity)[kind].append(what)
@@ -139,7 +139,13 @@ def _by_process(order: list[tuple[str, Identity]]) -> dict[Identity, list[str]]:
 
 
 def _count(
-    row: Row, kind: str, identity: Identity, real: _Whats, seen: _Whats, *, parents: dict[int, set[object]]
+    row: Row,
+    kind: str,
+    identity: Identity,
+    real: _Whats,
+    seen: _Whats,
+    *,
+    parents: dict[tuple[str, int], set[object]],
 ) -> None:
     row.true += len(real)
     row.seen += min(len(real), len(seen))
@@ -150,7 +156,7 @@ def _count(
         row.note(f"{identity}: {real}, but saw {seen}")
     for number, (wanted, shown) in enumerate(zip(real, seen, strict=False)):
         got = shown[: len(wanted)]
-        adopted = kind == "exec" and {got[0], wanted[0]} == parents.get(number)
+        adopted = kind != "end" and {got[0], wanted[0]} == parents.get((kind, number))
         if wanted != got and adopted and got[1:] == wanted[1:]:
             row.raced += 1
         elif wanted != got:
@@ -180,11 +186,14 @@ def _real(truth: Truth) -> _Lives:
         parent = process.parent
         ended = ends.get((parent.tgid, parent.start)) if parent is not None else None
         if parent is not None and ended is not None:
-            lives.orphans[(process.tgid, process.start)] = {
-                number: {parent.tgid, _INIT}
+            near = {
+                ("exec", number): {parent.tgid, _INIT}
                 for number, executed in enumerate(process.execs)
                 if -_SAME_NS <= executed.ts - ended < _HOLD_NS
             }
+            if process.forked is not None and ended - process.forked.ts < _HOLD_NS:
+                near["fork", 0] = {parent.tgid, _INIT}
+            lives.orphans[(process.tgid, process.start)] = near
     for _, kind, identity, what in sorted(placed, key=lambda event: event[0]):
         lives.add(kind, identity, *what)
     return lives

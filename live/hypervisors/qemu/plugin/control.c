@@ -32,6 +32,7 @@ static enum reply arm(const struct arm *a)
     if (!f)
         return reply;
     /* Without memory nothing may be armed: the addresses would be trapped in no code at all. */
+    tb_list(a->syscalls, a->compat_syscalls);
     if ((f->syscalls || f->asids || f->codes)
         && !tb_instrument(f->code, f->head.n_code, f->entries, f->head.n_entries)) {
         filter_free(f);

@@ -16,6 +16,7 @@ struct decision { _Alignas(64) _Atomic bool under_way; };
 
 static _Atomic(struct filter *) installed;
 static _Atomic unsigned wanted;                 /* words that the filter wants raised: bit 1 << enum word */
+static _Atomic uint64_t lists[2][BITMAP];       /* the numbers that it lists, by ABI */
 static struct decision *decisions;              /* by vCPU */
 
 bool filter_create(void)
@@ -79,10 +80,10 @@ static enum reply watch_words(struct filter *f, const uint64_t *pairs)
 static void classify(struct filter *f)
 {
     const struct arm *a = &f->head;
-    bool listed = a->every || (a->syscall && (any(a->syscalls, BITMAP) || any(a->compat_syscalls, BITMAP)));
-    f->only_unsettled = a->unsettled_syscall && !listed;
-    f->syscalls = listed || a->unsettled_syscall;
-    f->asids = a->asid || a->unsettled_asid || a->n_words || f->only_unsettled;
+    f->listed = a->syscall && (any(a->syscalls, BITMAP) || any(a->compat_syscalls, BITMAP));
+    f->everywhere = a->every;
+    f->syscalls = f->listed || a->every || a->unsettled_syscall;
+    f->asids = a->asid || a->unsettled_asid || a->n_words || a->unsettled_syscall;
     f->codes = a->code && a->n_code;
 }
 
@@ -131,17 +132,23 @@ static void update_words(unsigned v)
         words = wanted;
         for (enum word w = 0; w < WORDS; w++)
             (words >> w & 1 ? raise_word : lower_word)(v, w, BY_FILTER);
+        (words >> ON_SYSCALL & 1 ? raise_word : lower_word)(v, ON_CALL, BY_ASID);
     } while (words != wanted);
 }
 
 void filter_install(struct filter *new)
 {
+    for (unsigned i = 0; i < BITMAP; i++) {
+        lists[NATIVE][i] = new && new->listed ? new->head.syscalls[i] : 0;
+        lists[COMPAT][i] = new && new->listed ? new->head.compat_syscalls[i] : 0;
+    }
     struct filter *old = atomic_exchange(&installed, new);
     for (unsigned v = 0; v < n_vcpus; v++)
         while (decisions[v].under_way)
             sched_yield();
     filter_free(old);
-    wanted = new ? new->syscalls << ON_SYSCALL | new->asids << ON_CR3 | new->codes << ON_CODE : 0;
+    bool all = new && (new->everywhere || new->head.unsettled_syscall);
+    wanted = new ? all << ON_SYSCALL | new->listed << ON_CALL | new->asids << ON_CR3 | new->codes << ON_CODE : 0;
     for (unsigned v = 0; v < n_vcpus; v++)
         if (vcpu_seen(v))
             update_words(v);
@@ -181,6 +188,19 @@ static bool has(const uint64_t *set, size_t n, uint64_t x)
     return n && bsearch(&x, set, n, sizeof x, compare);
 }
 
+bool filter_lists(enum abi abi, uint64_t number)
+{
+    return number < SYSCALL_NUMBERS
+           && atomic_load_explicit(&lists[abi][number / 64], memory_order_relaxed) >> number % 64 & 1;
+}
+
+/* Whether every system call of a vCPU calls us. */
+static void look_at_calls(unsigned v, bool all)
+{
+    (all ? raise_word : lower_word)(v, ON_SYSCALL, BY_FILTER);
+    (all ? raise_word : lower_word)(v, ON_CALL, BY_ASID);
+}
+
 static bool listed(const uint64_t *bitmap, uint64_t number)
 {
     return number < SYSCALL_NUMBERS && bitmap[number / 64] >> number % 64 & 1;
@@ -210,8 +230,8 @@ enum action filter_syscall(const struct filter *f, struct event *e)
         e->cr3 = reg(e->vcpu, CR3);
         if (!asid_settled(asid_of(f, e->cr3)))
             return f->head.unsettled_syscall;
-        if (f->only_unsettled)          /* until the vCPU comes to such an asid */
-            lower_word(e->vcpu, ON_SYSCALL, BY_FILTER);
+        if (!f->everywhere)             /* until the vCPU comes to such an asid */
+            look_at_calls(e->vcpu, false);
     }
     if (action != OFF)
         e->cr3 = reg(e->vcpu, CR3);
@@ -233,10 +253,10 @@ enum action filter_cr3(const struct filter *f, struct event *e, unsigned source)
     if (asid_of(f, e->cr3) == asid_of(f, e->new_cr3))
         return OFF;
     enum action action = f->head.asid;
-    if (f->head.unsettled_asid > action || f->only_unsettled) {
+    if (f->head.unsettled_asid > action || f->head.unsettled_syscall) {
         bool settled = asid_settled(asid_of(f, e->new_cr3));
-        if (f->only_unsettled)
-            (settled ? lower_word : raise_word)(e->vcpu, ON_SYSCALL, BY_FILTER);
+        if (f->head.unsettled_syscall && !f->everywhere)
+            look_at_calls(e->vcpu, !settled);
         if (!settled && f->head.unsettled_asid > action)
             action = f->head.unsettled_asid;
     }

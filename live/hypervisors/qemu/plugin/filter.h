@@ -16,7 +16,8 @@ struct watched { uint64_t address, size; _Atomic uint64_t last; };
 struct filter {
     struct arm head;
     bool syscalls, asids, codes;                /* something of that kind is wanted */
-    bool only_unsettled;                        /* of system calls, those in asids that are not settled */
+    bool listed;                                /* system calls by number */
+    bool everywhere;                            /* every system call, in whatever asid */
     uint64_t *code, *fences, *entries, *flags;  /* the first sorted */
     struct watched *words;
 };
@@ -32,6 +33,8 @@ void filter_add_vcpu(unsigned v);
 
 const struct filter *filter_enter(unsigned v);  /* may be NULL */
 void filter_leave(unsigned v);
+
+bool filter_lists(enum abi, uint64_t number);   /* it may be one of those that the filter lists; at any time */
 
 /* Between the two: what to do with an event.  They fill in its number, cr3, new_cr3 and moved. */
 enum action filter_syscall(const struct filter *, struct event *);

@@ -42,8 +42,8 @@ class SettledTable:
         """Whether the plugin finds it."""
         return asid in self._places
 
-    def replace(self, asids: AbstractSet[Asid]) -> bool:
-        """These are settled, and no others, up to `MOST`; whether one is not any more that was."""
+    def replace(self, asids: AbstractSet[Asid]) -> None:
+        """These are settled, and no others, up to `MOST`."""
         gone = self._places.keys() - asids
         for asid in gone:
             slot = self._places.pop(asid)
@@ -54,7 +54,6 @@ class SettledTable:
             self._clear()
         for asid in asids - self._places.keys():
             self._add(asid)
-        return bool(gone)
 
     def _clear(self) -> None:
         self._view[self._at : self._at + 8 * SLOTS] = bytes(8 * SLOTS)

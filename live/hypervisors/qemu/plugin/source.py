@@ -145,11 +145,10 @@ class PluginSource:
         """
         if request.accesses:
             raise TargetError("The trap plugin does not watch data; trap code addresses instead.")
-        less = self._settled.replace(request.settled)
+        self._settled.replace(request.settled - request.pending)
         request = replace(request, settled=frozenset())
-        if request == self._armed and not (less and request.unsettled_syscalls and not _listed(request)):
-            # The vCPUs see it in the table, and those that run in what is not settled any more are looking.
-            return
+        if request == self._armed:
+            return  # the vCPUs see it in the table
         deadline = time.monotonic() + _ARM_TIMEOUT_S
         status, flush = self._send(request)
         while status == protocol.STATUS_PREPARING:
@@ -282,11 +281,6 @@ class PluginSource:
         self._socket.close()
         while self._descriptors:
             os.close(self._descriptors.pop())
-
-
-def _listed(request: TrapRequest) -> bool:
-    """Whether every system call calls the plugin, in whatever asid."""
-    return bool(request.syscalls or request.compat_syscalls or request.every_syscall)
 
 
 def _connect(path: str) -> socket.socket:

@@ -10,7 +10,7 @@
 
 struct places { size_t n; struct place list[]; };
 
-static const enum word flush_words[] = {ON_SYSCALL, ON_CR3, ON_IRET};
+static const enum word flush_words[] = {ON_SYSCALL, ON_CALL, ON_CR3, ON_IRET};
 enum { FLUSH_WORDS = sizeof flush_words / sizeof *flush_words };
 
 static uint64_t plugin;
@@ -18,6 +18,7 @@ static void (*subscribe_others)(uint64_t);
 static void (*on_translation)(uint64_t, void *);
 static _Atomic bool told;                       /* of translations; all TBs are from then on, or a flush is wanted */
 static struct places *_Atomic places;           /* all ever wanted, sorted; grows only */
+static _Atomic uint64_t calls[2][BITMAP];       /* system calls ever listed, by ABI */
 static _Atomic uint64_t flush_wanted, flush_begun, flush_done;
 
 static void subscribe(void)
@@ -54,6 +55,22 @@ static bool add(struct places *known, uint64_t at, unsigned what)
     bool more = what & ~p->what;
     p->what |= what;
     return more;
+}
+
+bool tb_lists(enum abi abi, uint32_t number)
+{
+    return number < SYSCALL_NUMBERS && calls[abi][number / 64] >> number % 64 & 1;
+}
+
+void tb_list(const uint64_t *native, const uint64_t *compat)
+{
+    bool more = false;
+    for (unsigned i = 0; i < BITMAP; i++) {
+        more |= (native[i] & ~calls[NATIVE][i]) || (compat[i] & ~calls[COMPAT][i]);
+        calls[NATIVE][i] |= native[i];
+        calls[COMPAT][i] |= compat[i];
+    }
+    flush_wanted += more && told;       /* else the first request asks for one */
 }
 
 bool tb_instrument(const uint64_t *code, size_t n_code, const uint64_t *entries, size_t n_entries)

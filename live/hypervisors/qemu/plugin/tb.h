@@ -31,6 +31,7 @@ void tb_start(uint64_t plugin, bool at_once, void (*subscribe)(uint64_t), void (
 /* On the control thread. */
 bool tb_instrument(const uint64_t *code, size_t n_code, const uint64_t *entries, size_t n_entries);
                 /* it is in all TBs, or will be by a flush; false without memory, and nothing is changed then */
+void tb_list(const uint64_t native[BITMAP], const uint64_t compat[BITMAP]);     /* the same for system calls */
 bool tb_begin_flush(void);              /* have a vCPU do what is to be done; false if there is nothing */
 uint64_t tb_flush_wanted(void);         /* numbers of flushes, from 1 */
 uint64_t tb_flush_done(void);
@@ -39,4 +40,5 @@ uint64_t tb_flush_done(void);
 void tb_add_vcpu(unsigned v);
 void tb_flush_if_wanted(void);
 void tb_rest(unsigned v);               /* lower its words if no flush is wanted any more */
+bool tb_lists(enum abi abi, uint32_t number);   /* a system call that code says to make is one of those */
 const struct place *tb_place(uint64_t vaddr);   /* what is to be instrumented there; NULL for nothing */

@@ -74,6 +74,13 @@ static void on_syscall(unsigned v, void *data)
     leave(v, f, &e, action);
 }
 
+/* One of which the number is not known from the code, or is listed. */
+static void on_call(unsigned v, void *data)
+{
+    if (reasons(v, ON_CALL) != BY_FILTER || filter_lists(extra_of(data), (uint32_t)reg(v, RAX)))
+        on_syscall(v, data);
+}
+
 static void on_cr3(unsigned v, void *data)
 {
     struct event e = {.kind = ASID_CHANGE, .vcpu = v, .pc = vaddr_of(data)};
@@ -129,15 +136,26 @@ static void instrument_place(void *insn, const struct place *place)
         call(insn, on_code, ON_CODE, (void *)place->at);
 }
 
+enum { ANY_NUMBER = -1 };
+
+/* `number`: of the system call, if the code says it. */
+static void instrument_call(void *insn, uint64_t vaddr, enum abi abi, int64_t number)
+{
+    if (number == ANY_NUMBER || tb_lists(abi, number))
+        call(insn, on_call, ON_CALL, packed(vaddr, abi));
+    else
+        call(insn, on_syscall, ON_SYSCALL, packed(vaddr, abi));
+}
+
 /* 0f 05 syscall; 0f 34 sysenter; cd 80 int 0x80; 48 cf iretq; [rex] 0f 22 /3 mov cr3. */
-static void instrument_instruction(void *insn, uint64_t vaddr, const uint8_t *b, size_t size)
+static void instrument_instruction(void *insn, uint64_t vaddr, const uint8_t *b, size_t size, int64_t eax)
 {
     unsigned rex = (b[0] & 0xf0) == 0x40 ? b[0] : 0;
     const uint8_t *op = rex ? b + 1 : b;
     if (b[0] == 0x0f && (b[1] == 0x05 || b[1] == 0x34))
-        call(insn, on_syscall, ON_SYSCALL, packed(vaddr, b[1] == 0x34 ? COMPAT : NATIVE));
+        instrument_call(insn, vaddr, b[1] == 0x34 ? COMPAT : NATIVE, eax);
     else if (b[0] == 0xcd && b[1] == 0x80)
-        call(insn, on_syscall, ON_SYSCALL, packed(vaddr, COMPAT));
+        instrument_call(insn, vaddr, COMPAT, eax);
     else if (b[0] == 0x48 && b[1] == 0xcf)
         call(insn, on_iret, ON_IRET, NULL);
     else if (size == (rex ? 4 : 3) && op[0] == 0x0f && op[1] == 0x22 && (op[2] >> 3 & 7) == 3 && !(rex & 4))
@@ -149,18 +167,24 @@ static void on_translate(uint64_t id, void *tb)
     (void)id;
     tb_flush_if_wanted();
     size_t n = qemu_plugin_tb_n_insns(tb);
+    int64_t eax = ANY_NUMBER;           /* what the instruction before has put there */
     for (size_t i = 0; i < n; i++) {
         void *insn = qemu_plugin_tb_get_insn(tb, i);
         size_t size = qemu_plugin_insn_size(insn);
         uint64_t vaddr = qemu_plugin_insn_vaddr(insn);
         const struct place *place = tb_place(vaddr);
-        uint8_t bytes[4];
+        uint8_t bytes[5];
+        int64_t before = eax;
+        eax = ANY_NUMBER;
         if (place)
             instrument_place(insn, place);
         if (size < 2 || size > sizeof bytes)
             continue;
         qemu_plugin_insn_data(insn, bytes, size);
-        instrument_instruction(insn, vaddr, bytes, size);
+        if (size == 5 && bytes[0] == 0xb8)      /* mov eax, number */
+            eax = bytes[1] | bytes[2] << 8 | bytes[3] << 16 | (int64_t)bytes[4] << 24;
+        else
+            instrument_instruction(insn, vaddr, bytes, size, before);
     }
 }
 

@@ -72,6 +72,11 @@ static uint64_t *word_of(unsigned v, enum word word)
     return &score->word[word];
 }
 
+uint64_t reasons(unsigned v, enum word word)
+{
+    return __atomic_load_n(word_of(v, word), __ATOMIC_RELAXED);
+}
+
 void raise_word(unsigned v, enum word word, enum reason reason)
 {
     __atomic_fetch_or(word_of(v, word), (uint64_t)reason, __ATOMIC_SEQ_CST);

@@ -11,8 +11,8 @@
 #include "abi.h"
 #include "wire.h"
 
-enum word { ON_SYSCALL, ON_CR3, ON_IRET, ON_CODE, ON_ENTRY, WORDS };
-enum reason { BY_FILTER = 1, BY_FLUSH = 2, BY_FENCE = 4 };
+enum word { ON_SYSCALL, ON_CALL, ON_CR3, ON_IRET, ON_CODE, ON_ENTRY, WORDS };
+enum reason { BY_FILTER = 1, BY_FLUSH = 2, BY_FENCE = 4, BY_ASID = 8 };
 enum reg { RAX = 0, RBX = 3, RDI = 7, CR3 = EVENT_REGISTERS, REGISTERS };        /* 0 to CR3: as in an event */
 
 extern unsigned n_vcpus;                        /* how many there may be */
@@ -24,6 +24,7 @@ bool vcpu_add(unsigned v);                      /* on its own thread; false if i
 bool vcpu_seen(unsigned v);                     /* it was added, so it has words */
 
 score_u64 place_of(enum word);                  /* where QEMU finds it */
+uint64_t reasons(unsigned v, enum word);        /* what has raised it and not lowered it */
 void raise_word(unsigned v, enum word, enum reason);
 void lower_word(unsigned v, enum word, enum reason);
 
