@@ -24,6 +24,7 @@ class Row:
     ``raced``: seen, and right, with the parent that it had when it was trapped; it died on another
     vCPU before the guest's own probe, which comes a moment later, looked.  Or with the one that it has
     now: its parent's end was out before, and its children were given away between the probe and our look.
+    In asid mode that look is when a child first runs.
     """
 
     kind: str
