@@ -1,0 +1,1 @@
+"""A guest that runs in PANDA (panda.re), in this very process."""
