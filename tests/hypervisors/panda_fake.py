@@ -8,7 +8,7 @@ QEMU's big lock while it executes; target/i386/helper.c: ``cpu_x86_update_cr3``;
 panda/include/panda/plugin_plugin.h; panda/include/panda/common.h; syscalls2.cpp: ``syscall_callback``;
 hw/i386/pc_piix.c: where RAM lies).
 
-`test_panda_api.py` compares the names and signatures with the package, where it is installed.
+`test_panda_real.py` compares the names and parameters with the package, where that is installed.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ class FakePanda:
             one.node.tqe_next = other
         self.code: dict[int, bytes] = {}
         self.big_lock = threading.Lock()
+        self._owner = 0
+        """The thread that has it."""
         self.asid_list: list[SimpleNamespace] = []
         self.sys_enter_list: list[Callable[..., object]] = []
         self.forbidden = 0
@@ -142,7 +144,6 @@ class FakePanda:
         self.running.set()
         self._panda_run()
         self.running.clear()
-        self.main_loop_wait_fnargs.append((self._unload_plugins, []))
         self.delete_callbacks()
         self.plugins = PluginList(self)
         if hasattr(self, "exit_exception"):
@@ -152,12 +153,17 @@ class FakePanda:
 
     def end_analysis(self) -> None:
         self.ending = True
+        self.main_loop_wait_fnargs.append((self._unload_pyplugins, []))
         self.main_loop_wait_fnargs.append((self._unload_plugins, []))
         if self.running.is_set() or self.initializing.is_set():
             self.stop_run()
 
     def stop_run(self) -> None:
         self._break_loop = True
+
+    def _unload_pyplugins(self) -> None:
+        while self.registered_callbacks:
+            self.delete_callback(next(iter(self.registered_callbacks)))
 
     def _unload_plugins(self) -> None:
         self.sys_enter_list.clear()
@@ -267,7 +273,7 @@ class FakePanda:
         del self.ppp_registered_cbs[name]
 
     def _on_other_thread(self) -> bool:
-        return self.running.is_set() and threading.current_thread() is not self._vcpu_thread
+        return self.running.is_set() and threading.get_ident() != self._owner
 
     # -- pandare: memory and vCPUs
 
@@ -310,16 +316,18 @@ class FakePanda:
     def _panda_run(self) -> None:
         self._break_loop = False
         stopping = threading.Event()
-        self._vcpu_thread = threading.Thread(target=self._execute, args=(stopping,), daemon=True)
-        self._vcpu_thread.start()
+        vcpus = threading.Thread(target=self._execute, args=(stopping,), daemon=True)
+        vcpus.start()
         while not self._break_loop:
             with self.big_lock:
+                self._owner = threading.get_ident()
                 todo, self.main_loop_wait_fnargs = self.main_loop_wait_fnargs, []
                 for function, arguments in todo:
                     function(*arguments)
+                self._owner = 0
             time.sleep(0.001)
         stopping.set()
-        self._vcpu_thread.join()
+        vcpus.join()
 
     def _execute(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
@@ -328,7 +336,9 @@ class FakePanda:
             except queue.Empty:
                 continue
             with self.big_lock:
+                self._owner = threading.get_ident()
                 instruction()
+                self._owner = 0
 
     # -- what the guest does; each returns at once
 

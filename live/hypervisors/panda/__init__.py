@@ -1,8 +1,8 @@
 """PANDA (panda.re) by its Python package `pandare`: a guest that runs in this very process.
 
 **Never run in PANDA.**  The package on PyPI has no native library, and nothing here was tried with one.  It
-was written from the sources of pandare 1.8.85 and of PANDA's branch ``dev`` (October 2024, QEMU 2.9), and is
-tested over fakes of both.
+was written from the sources of pandare 1.8.85 and of PANDA's branch ``dev`` (October 2024, QEMU 2.9).  It is
+tested over a fake of both, and under pandare's own Python over a stand-in for the library.
 
 The user's own script makes the `Panda` object and runs it in the main thread.  Another thread watches::
 

@@ -5,7 +5,7 @@ What cffi hands out has no types; here it gets those that the sources say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from typing import Protocol
 
 AsidChanged = Callable[["Cpu", int, int], bool]
@@ -76,13 +76,10 @@ class Panda(Protocol):
     """C plugins that are loaded."""
     running: Event
     """Set while `run` has given control to the machine."""
-    started: Event
-    """Set by the first `run`, when there is a machine; never cleared."""
     ending: bool
     """`end_analysis` was called; the next `run` clears it."""
     registered_callbacks: Mapping[str, object]
-    """By name; emptied when `run` returns."""
-    panda_args: Sequence[str]
+    """By name; emptied when `run` returns, behind the end of `running`."""
 
     def load_plugin(self, name: str) -> None:
         """Load a C plugin."""

@@ -2,12 +2,12 @@
 
 Theory of operation
 -------------------
-PANDA goes through its lists of callbacks without a lock, on the one thread that executes vCPUs.  To add one
-there, or to enable or disable it, is a single store.  To remove one moves the others, and frees what may be
-in use.  So ``asid_changed`` is registered once, disabled, and stays until pandare removes all callbacks at
-the end of its `run`; its presence is how we know that the run is not over.  ``on_all_sys_enter`` cannot be
-disabled, only removed: that is done by ``asid_changed``, which runs on the right thread, and not during
-another callback of syscalls2.
+PANDA goes through its lists of callbacks without a lock, on the one thread that executes vCPUs.  One that is
+added is complete before it can be seen, and to enable or disable it is a single store.  To remove one moves
+the others, and frees what may be in use.  So ``asid_changed`` is registered once, disabled, and stays until
+pandare removes all callbacks at the end of its `run`; its presence is how we know that the run is not over.
+``on_all_sys_enter`` cannot be disabled, only removed: that is done by ``asid_changed``, which runs on the
+right thread, and not during another callback of syscalls2.
 
 Sources: panda/src/callbacks.c (``panda_disable_callback``), panda/include/panda/plugin_plugin.h
 (``PPP_CB_BOILERPLATE``), pandare/panda.py.

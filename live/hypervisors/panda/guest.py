@@ -57,7 +57,7 @@ class PandaGuest:
     @property
     def info(self) -> GuestInfo:
         """Which guest it is; RAM and vCPUs are known when it runs."""
-        runs = self._panda.started.is_set() and not self._machine.over()
+        runs = self._panda.running.is_set() and not self._machine.over()
         return GuestInfo(
             name=self._machine.name,
             pid=os.getpid(),

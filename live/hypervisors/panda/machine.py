@@ -28,12 +28,13 @@ class Machine:
         self.panda = panda
         self.name = f"panda-{os.getpid()}"
         self._registered, self._patience = registered, patience
-        self._closed = False
+        self._closed = self._ran = False
 
     def over(self) -> bool:
         """Whether the run has ended or is about to, or nothing may be asked of it any more; cheap."""
-        panda = self.panda
-        return self._closed or not self._registered() or (panda.ending and panda.running.is_set())
+        running = self.panda.running.is_set()
+        about_to = self.panda.ending if running else self._ran
+        return self._closed or about_to or not self._registered()
 
     def gone(self) -> GuestGone:
         """The error to raise then."""
@@ -50,7 +51,8 @@ class Machine:
         """
         deadline = time.monotonic() + self._patience
         while not self.over():
-            if self.panda.started.wait(max(0.0, min(_GLANCE_S, deadline - time.monotonic()))):
+            if self.panda.running.wait(max(0.0, min(_GLANCE_S, deadline - time.monotonic()))):
+                self._ran = True
                 return
             if time.monotonic() >= deadline:
                 raise TargetError(
