@@ -87,6 +87,10 @@ def test_a_guest_is_of_one_run():
         assert second.memory.read(0x200000, 1) == b"\0"
         assert second.alive()
         assert not first.alive()
+        panda.load_root(B)
+        panda.load_root(A)
+        panda.done()()
+        assert not any(one.enabled for one in panda.asid_list)  # what pandare has not disabled
         source = second.open(X86_64, KINDS, PATIENCE)
         source.arm(TrapRequest(asid_changes=HOLD))
         panda.load_root(B)
@@ -405,6 +409,9 @@ def test_a_flood_is_dropped_and_counted_but_nothing_that_is_held():
         assert [trap.sequence for trap in traps] == sorted({trap.sequence for trap in traps})
         assert source.counters.dropped == 10
         assert source.counters.delivered == RING + 1
+        panda.call(5)  # there is room again
+        assert seen(source, panda) == [(5, False)]
+        assert source.counters.dropped == 10
 
 
 def test_closing_lets_go_and_leaves_nothing_behind():
@@ -475,6 +482,41 @@ def test_the_end_lets_a_held_machine_go(closed):
     made.close()
     assert running.error is None
     assert not made.alive()
+
+
+def test_the_end_is_seen_by_whoever_waits():
+    panda = FakePanda()
+    running = Running(panda)
+    made = guest(panda)
+    with running:
+        source = made.open(X86_64, KINDS, PATIENCE)
+        ending = threading.Timer(0.1, running.end)
+        ending.start()
+        began = time.monotonic()
+        with pytest.raises(GuestGone):
+            source.wait(10 * PATIENCE)
+        assert time.monotonic() - began < PATIENCE
+        ending.join()
+
+
+def test_a_machine_that_stops_by_itself_is_over():
+    panda = FakePanda()
+    made = guest(panda)
+    with Running(panda):
+        source = made.open(X86_64, KINDS, PATIENCE)
+        panda.running.clear()  # the first that run() does
+        assert not made.alive()
+        panda.running.set()
+        assert made.alive()
+        source.arm(TrapRequest(asid_changes=HOLD))
+        panda.stop_run()
+        with pytest.raises(GuestGone):
+            source.wait(PATIENCE)
+        with pytest.raises(GuestGone):
+            source.arm(TrapRequest())
+    assert not made.alive()
+    source.close()
+    made.close()
 
 
 def test_the_users_own_callbacks_are_left_alone():
