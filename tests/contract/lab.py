@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from live.core.hypervisor import Guest
 from live.core.memory import GuestVirtual
-from live.core.traps import Abi, Access, Fence, Watchpoint
+from live.core.traps import Abi, Access, Fence, Watchpoint, Word
 from live.hypervisors import registry
 from live.testing import Function, Subject, Wait
 from live.watch import systems
@@ -38,6 +38,13 @@ def accesses(guest: lab.Guest) -> frozenset[Watchpoint]:
         return session.os.points().request(Access).accesses
 
 
+@functools.lru_cache(maxsize=8)
+def words(guest: lab.Guest) -> tuple[Word, ...]:
+    """Those that a watch of this guest's asids would compare."""
+    with Session(registry.attach(str(guest.pid))) as session:
+        return tuple(session.os.asids().words)
+
+
 def work(guest: lab.Guest) -> Callable[[int], Wait]:
     """n processes, each of which forks, executes and exits; fork-exec is one more itself."""
 
@@ -64,6 +71,7 @@ def trapped(guest: lab.Guest, attach: Callable[[], Guest]) -> Subject:
         fences=frozenset(Fence(code=address, offset=STACK) for address in (fork, execute)),
         entries=frozenset({(found[ENTRY], Abi.NATIVE)}),
         accesses=accesses(guest),
+        words=words(guest),
         pause=guest.stop,
         resume=guest.cont,
         restore=guest.cont,

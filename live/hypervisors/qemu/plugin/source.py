@@ -147,8 +147,10 @@ class PluginSource:
             raise TargetError("The trap plugin does not watch data; trap code addresses instead.")
         self._settled.replace(request.settled - request.pending)
         request = replace(request, settled=frozenset())
-        if request == self._armed:
-            return  # the vCPUs see it in the table
+        if request == self._armed:  # the vCPUs see the rest in the table
+            if self._hung_up():
+                raise self._gone()
+            return
         deadline = time.monotonic() + _ARM_TIMEOUT_S
         status, flush = self._send(request)
         while status == protocol.STATUS_PREPARING:
