@@ -1,6 +1,6 @@
-"""Makes the bundled recordings: ``python -m tests.recording.make [KERNEL ...]``.
+"""Makes the bundled recordings: ``python -m tests.recording.make [NAME ...]``.
 
-Each is of one boot of the lab, in plugin mode, and is kept only if the guest's own record confirms every
+Each is of one boot of the lab, in plugin mode if its name says no other, and is kept only if the guest's own record confirms every
 event in it.  The golden events beside it are the recorded ones, as neutral JSON lines
 (`live.recording.codec`).
 """
@@ -23,6 +23,7 @@ SPECS = {
     "6.1": GuestSpec(kernel="6.1", cpus=2),
     "6.12": GuestSpec(kernel="6.12", cpu_model="max"),
     "7.2": GuestSpec(kernel="7.2", cpu_model="Skylake-Client"),
+    "6.12-asid": GuestSpec(kernel="6.12"),
 }
 """Four kernels; two vCPUs, 5-level paging and page-table isolation once each."""
 LIMIT = 2 << 20
@@ -34,6 +35,10 @@ def golden(path):
         return "".join(dumps(encode_event(one.event)).decode() + "\n" for one in recording.events())
 
 
+def mode_of(name):
+    return name.partition("-")[2] or "plugin"
+
+
 def make(kernel):
     spec = SPECS[kernel]
     values = {name: getattr(spec, name) for name in GuestSpec.__dataclass_fields__}
@@ -41,7 +46,7 @@ def make(kernel):
     with tempfile.TemporaryDirectory() as directory, trappable(named) as guest:
         path = Path(directory) / "run.pse"
         with guest.truth() as recorder:
-            lines, said = record(guest, path, "--mode", "plugin", "--level", "19", "--kernel-threads")
+            lines, said = record(guest, path, "--mode", mode_of(kernel), "--level", "19", "--kernel-threads")
         score = compare(recorder.truth, map(json.loads, lines.splitlines()))
         print(said, score, f"{path.stat().st_size} bytes", sep="\n")
         if not score.exact or path.stat().st_size > LIMIT:

@@ -10,7 +10,7 @@ from live.output import ecs
 from live.recording.codec import decode_event
 from live.recording.opening import open_recording
 from live.recording.replay import Replay
-from tests.recording.make import DATA, LIMIT, SPECS, golden
+from tests.recording.make import DATA, LIMIT, SPECS, golden, mode_of
 from tests.watch import pse
 
 
@@ -21,7 +21,8 @@ def test_a_replay_gives_the_golden_events(kernel):
     wanted = [json.loads(line) for line in (DATA / f"linux-{kernel}.jsonl").read_text().splitlines()]
     assert golden(path).splitlines() == (DATA / f"linux-{kernel}.jsonl").read_text().splitlines()
     with open_recording(path) as recording:
-        assert recording.header.title.startswith(f"Linux {kernel}")
+        assert recording.header.title.startswith(f"Linux {SPECS[kernel].kernel}")
+        assert recording.header.mode == mode_of(kernel)
         assert recording.end()["reason"] == "KeyboardInterrupt"
         replay = Replay(recording)
         events = [event for _, event in replay.events()]
@@ -40,7 +41,7 @@ def test_the_bundled_kernels_differ_in_what_matters():
     for kernel in SPECS:
         with open_recording(DATA / f"linux-{kernel}.pse") as recording:
             places[kernel] = KernelRecord.decode(recording.header.kernel).place
-    assert [place.levels for place in places.values()] == [4, 4, 5, 4]
+    assert [place.levels for place in places.values()] == [4, 4, 5, 4, 4]
     assert all(place.kaslr_shift for place in places.values())
 
 
