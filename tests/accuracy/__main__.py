@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.accuracy import matrix, poll
 from tests.accuracy.campaign import Result, run_case
-from tests.accuracy.options import KERNELS, MODES, add_options
+from tests.accuracy.options import INEXACT, KERNELS, MODES, add_options
 from tests.accuracy.poll import Recall
 from tests.accuracy.report import markdown
 from tests.guest.command import run_command
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         options.output.write_text(text)
     else:
         print(text)
-    exact = all(result.exact for result in results if result.case.mode != "poll")
+    exact = all(result.exact for result in results if result.case.mode not in INEXACT)
     return 1 if failed or not exact else 0
 
 

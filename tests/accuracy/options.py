@@ -7,6 +7,8 @@ from pathlib import Path
 
 KERNELS = ("5.10", "6.1", "6.12", "7.2")
 MODES = ("plugin", "gdbstub", "asid", "diff", "poll")
+INEXACT = frozenset({"diff", "poll"})
+"""Those that are not expected to see everything."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

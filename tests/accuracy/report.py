@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from tests.accuracy.campaign import Result
 from tests.accuracy.compare import Row
-from tests.accuracy.options import MODES
+from tests.accuracy.options import INEXACT, MODES
 from tests.accuracy.poll import CLASSES, Recall
 
 _INTRO = """\
@@ -156,7 +156,7 @@ it missed beside what it really missed. The machine was shared: a look may have 
 def _notes(results: Sequence[Result], notes: Sequence[str]) -> str:
     lines = [f"- {note}" for note in notes]
     for result in results:
-        if result.case.mode == "poll":
+        if result.case.mode in INEXACT:
             continue
         for row in result.rows.values():
             lines += [f"- {result.case}: {row.kind}: {note}" for note in row.notes]
@@ -167,4 +167,4 @@ def _notes(results: Sequence[Result], notes: Sequence[str]) -> str:
         if result.unexpected or result.torn:
             text = f"{result.unexpected} unexpected moments, {result.torn} torn looks"
             lines.append(f"- {result.case}: {text}, counted and repaired")
-    return "## What was not exact\n\n" + ("\n".join(lines) if lines else "Nothing, in trap modes.") + "\n"
+    return "## What was not exact\n\n" + ("\n".join(lines) if lines else "Nothing, in the modes that promise to see everything.") + "\n"
