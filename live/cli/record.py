@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from live.cli import common
+from live.core.errors import TargetError
 from live.output import registry as outputs
+
+SNAPSHOTS = ("asid", "exec", "end")
 
 if TYPE_CHECKING:
     from live.recording.record import Recorder
@@ -76,6 +79,22 @@ def add(commands: Any) -> None:
         metavar="FILTER",
         help="one at each event that fits: exec:*/nc, end:sshd (repeatable)",
     )
+    snapshots = parser.add_argument_group(
+        "snapshots",
+        "The whole task list as it is at a moment, while the vCPU is held: what vol --at and pse export\n"
+        "--at then show of that moment is of that moment, not of the last time that somebody looked.",
+    )
+    snapshots.add_argument(
+        "--snapshots",
+        action="append",
+        default=[],
+        choices=SNAPSHOTS,
+        help="at every exec, at every end of a process, or at every asid change (with --mode asid or diff; "
+        "repeatable)",
+    )
+    snapshots.add_argument(
+        "--snapshot-memory", action="store_true", help="each of them is a keyframe: all of guest memory"
+    )
     parser.set_defaults(run=run)
 
 
@@ -83,10 +102,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Record; returns the exit status."""
     from live.recording.filters import EventFilter
     from live.recording.record import Recorder
-    from live.recording.stepper import Frames
+    from live.recording.stepper import Frames, Snapshots
 
+    if arguments.snapshot_memory and not arguments.snapshots:
+        raise TargetError("--snapshot-memory says what a snapshot holds; say when with --snapshots")
+    snapshots = Snapshots(at=frozenset(arguments.snapshots), whole=arguments.snapshot_memory)
     frames = Frames(
-        start=arguments.keyframe_start,
+        start=arguments.keyframe_start or arguments.snapshot_memory,
         every=arguments.keyframe_every,
         on=tuple(EventFilter(text) for text in arguments.keyframe_on),
     )
@@ -100,6 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
             mode=arguments.mode,
             interval=arguments.interval / 1000,
             frames=frames,
+            snapshots=snapshots,
             force=arguments.force,
             level=arguments.level,
         ) as recorder,

@@ -43,6 +43,7 @@ class AsidWatch:
     ) -> None:
         """Nothing is known.  ``shown``: the tracker's knowledge."""
         self._fenced = False
+        self._every = Action.OFF
         self._machine, self._rules, self._shown, self._mode = machine, rules, shown, mode
         self.premature = 0
         """Tasks that were taken for complete while they were transient; in `AsidMode.DIFF` only."""
@@ -71,6 +72,10 @@ class AsidWatch:
         """From now on the guest may run on where a word has moved, up to its next system call."""
         self._fenced, self._request = True, None
 
+    def trap_every_change(self) -> None:
+        """From now on every asid change is held, for whoever looks at more than processes."""
+        self._every, self._request = Action.HOLD, None
+
     def _make(self) -> TrapRequest:
         if self._mode is AsidMode.DIFF:
             return TrapRequest(asid_changes=Action.HOLD, split_asids=self._split)
@@ -81,6 +86,7 @@ class AsidWatch:
         return TrapRequest(
             settled=rules.kernel.union(calm),
             pending=frozenset(opened.asid for opened in self._opened.values()),
+            asid_changes=self._every,
             unsettled_asids=Action.RECORD,
             unsettled_syscalls=Action.HOLD,
             syscalls=rules.syscalls,
@@ -105,6 +111,8 @@ class AsidWatch:
             return Cause.OTHER if self._standings.get(trap.asid) in CALM else Cause.CALL
         if trap.moved:
             return Cause.MOVED_HERE if trap.words else Cause.MOVED
+        if self._standings.get(trap.new_asid) in CALM:
+            return Cause.OTHER
         self._changes[trap.new_asid] = self._changes.get(trap.new_asid, 0) + 1
         return Cause.OFTEN if self._changes[trap.new_asid] > _OFTEN else Cause.CHANGE
 

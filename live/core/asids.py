@@ -110,7 +110,7 @@ class Cause(str, enum.Enum):
     OFTEN = "one more change to an asid of which nothing comes"
     OPENING = "call that may make a process in its caller's asid"
     CALL = "call in an unsettled asid"
-    OTHER = "call in a settled asid"
+    OTHER = "call in a settled asid, or change to one"
 
 
 class Look(str, enum.Enum):

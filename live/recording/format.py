@@ -59,6 +59,8 @@ SCHEMA = (
     ),
 )
 
+SNAPSHOT = "snapshot"
+"""The cause of a look at the task list that belongs to the step before it."""
 BLOCK_PAGES = 64
 FAULT, ZERO, FIRST_PAGE = 1, 2, 16
 """Reserved page ids (unreadable, all zeros) and the first real one; 0 means none."""

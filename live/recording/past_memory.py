@@ -117,9 +117,9 @@ class StateMemory(_Paged):
         self._recording = recording
         self.step = step
         self.last_known = last_known
-        frame = frame_of(recording, step)
+        at, frame = snapshot_of(recording, step), frame_of(recording, step)
         self.complete, self.still = frame is not None, frame is not None and frame.still
-        last = frame.generations[1] if frame is not None else step.generations[1]
+        last = frame.generations[1] if frame is not None else at.generations[1]
         self._known: dict[int, int] = {}
         self._exact: set[int] = set()
         self._framed = False
@@ -164,11 +164,20 @@ class StateMemory(_Paged):
         return page
 
 
+def snapshot_of(recording: Recording, step: Step) -> Step:
+    """The look at the whole task list that was taken at a step (the next one), or the step itself."""
+    for following in recording.steps(step.id + 1, step.id + 1):
+        if step.kind == "trap" and following.kind == "look" and following.cause == format.SNAPSHOT:
+            return following
+    return step
+
+
 def frame_of(recording: Recording, step: Step) -> Step | None:
     """The frame that was taken at a step (the step itself, or the next one), or None."""
     if step.kind == "frame":
         return step if step.error is None else None
-    for following in recording.steps(step.id + 1, step.id + 1):
-        if following.kind == "frame" and following.after == step.id and following.error is None:
+    at = snapshot_of(recording, step)
+    for following in recording.steps(at.id + 1, at.id + 1):
+        if following.kind == "frame" and following.after == at.id and following.error is None:
             return following
     return None

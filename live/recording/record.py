@@ -10,14 +10,15 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from live.core.errors import GuestGone
+from live.core.errors import GuestGone, TargetError
 from live.core.events import Event, is_kernels
 from live.core.tracker import Counts
 from live.recording.header import Header
 from live.recording.hold import hold_of
 from live.recording.live_memory import RecordingMemory
-from live.recording.stepper import Frames, RecordingStepper
+from live.recording.stepper import Frames, RecordingStepper, Snapshots
 from live.recording.writer import Writer
+from live.watch.asid_stepper import MODES, AsidStepper
 from live.watch.session import Session
 from live.watch.stepper import Steps
 from live.watch.watchers import Cost, watcher_of
@@ -41,31 +42,35 @@ class Recorder:
         mode: str = "auto",
         interval: float = 0.01,
         frames: Frames | None = None,
+        snapshots: Snapshots | None = None,
         force: bool = False,
         level: int = 3,
     ) -> None:
         """Create the file; nothing is armed until `events`.
 
         ``mode`` and ``interval`` as for `live.watch.monitor.Monitor`; ``frames``: when all of memory is
-        recorded; ``level``: of zstd compression.  Raises `TargetError` if the file exists (without ``force``)
-        or if the guest does not offer the mode.
+        recorded; ``snapshots``: when the whole task list is; ``level``: of zstd compression.  Raises
+        `TargetError` if the file exists (without ``force``) or if the guest does not offer the mode.
         """
         self._session = session
         self.choice = session.choose(mode)
         """The chosen mode, its guarantee, and why better modes were not chosen."""
         with contextlib.ExitStack() as undo:
             undo.callback(self.choice.close)
+            if snapshots is not None and "asid" in snapshots.at and self.choice.mode not in MODES:
+                raise TargetError("asid changes are trapped in asid and diff mode only; choose one of these")
             self._memory = RecordingMemory(session.guest.memory)
             self.writer = Writer(path, self._header(), session.os.symbols(), force=force, level=level)
             undo.callback(self.writer.close, "could not begin")
             source = self.choice.source
             self.steps = RecordingStepper(
-                self._stepper(),
+                self._stepper(snapshots or Snapshots()),
                 self._memory,
                 self.writer,
                 frames,
                 hold_of(session.guest, source),
                 pausable=source is None,
+                snapshots=snapshots,
             )
             self._watcher = watcher_of(session, self.choice, self.steps, interval)
             undo.pop_all()
@@ -86,13 +91,16 @@ class Recorder:
             segments=tuple(session.guest.memory.segments),
         )
 
-    def _stepper(self) -> Steps:
+    def _stepper(self, snapshots: Snapshots) -> Steps:
         """The system over memory that notes its reads; making it is the first step of the recording."""
         session = self._session
         self._memory.begin()
         system = session.os.over(self._memory)
+        stepper = session.stepper(self.choice, system)
         self.writer.step("setup", time.time_ns(), self._memory.end())
-        return session.stepper(self.choice, system)
+        if "asid" in snapshots.at and isinstance(stepper, AsidStepper):
+            stepper.trap_every_change()
+        return stepper
 
     @property
     def counts(self) -> Counts:

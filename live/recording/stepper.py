@@ -7,16 +7,40 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from live.core.errors import MemoryFault
-from live.core.events import Event
+from live.core.events import Event, ProcessEnd, ProcessExec
 from live.core.tracker import Tracker
-from live.core.traps import Trap, TrapRequest
-from live.recording import codec
+from live.core.traps import AsidChange, Trap, TrapRequest
+from live.recording import codec, format
 from live.recording.filters import EventFilter
 from live.recording.frames import take_frame
 from live.recording.hold import Hold, Still, no_hold
 from live.recording.live_memory import RecordingMemory
 from live.recording.writer import Writer
 from live.watch.stepper import Steps
+
+SNAPSHOTS = ("asid", "exec", "end")
+"""Moments at which the task list can be read as a whole, beside what is needed for the events."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshots:
+    """When the whole task list is read, so that a recording shows it as it was at that moment.
+
+    ``at``: of `SNAPSHOTS`: at every asid change, exec, end of a process.  ``whole``: a frame, too.
+    """
+
+    at: frozenset[str] = frozenset()
+    whole: bool = False
+
+    def wanted(self, events: Sequence[Event], trap: Trap | None) -> bool:
+        """Whether one is, after a step that has made these events."""
+        kinds = {_MOMENTS[type(event)] for event in events if type(event) in _MOMENTS}
+        if isinstance(trap, AsidChange):
+            kinds.add("asid")
+        return bool(kinds & self.at)
+
+
+_MOMENTS = {ProcessExec: "exec", ProcessEnd: "end"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +77,13 @@ class RecordingStepper:
         hold: Hold = no_hold,
         *,
         pausable: bool = True,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """``steps`` must read guest memory through ``memory`` only.
 
         ``pausable``: ``hold`` can make the guest stand still at any step, not only at a held trap.
         """
-        self._pausable = pausable
+        self._pausable, self._snapshots = pausable, snapshots or Snapshots()
         self._steps, self._memory, self._writer = steps, memory, writer
         self.tracker: Tracker = steps.tracker
         """The tracker of the wrapped steps."""
@@ -90,7 +115,7 @@ class RecordingStepper:
 
     def trap(self, trap: Trap, time_ns: int, late_ns: int) -> list[Event]:
         """See `live.watch.stepper.Steps.trap`.  Raises `TargetError` if the recording cannot be written."""
-        return self._step(
+        events = self._step(
             lambda: self._steps.trap(trap, time_ns, late_ns),
             "trap",
             time_ns=time_ns,
@@ -98,6 +123,11 @@ class RecordingStepper:
             detail=codec.encode_trap(trap),
             held=trap.held,
         )
+        if self._snapshots.wanted(events, trap):
+            events += self.snapshot(time.time_ns(), format.SNAPSHOT)
+            if self._snapshots.whole:
+                self._frame("snapshot", held=trap.held, after=self._writer.last_step)
+        return events
 
     def _step(
         self,

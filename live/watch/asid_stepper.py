@@ -42,6 +42,10 @@ class AsidStepper:
         """See `live.core.asid_watch.AsidWatch.fence`."""
         self._watch.fence()
 
+    def trap_every_change(self) -> None:
+        """See `live.core.asid_watch.AsidWatch.trap_every_change`."""
+        self._watch.trap_every_change()
+
     @property
     def counts(self) -> Counts:
         """Events so far, and what was missed."""

@@ -167,4 +167,5 @@ def _notes(results: Sequence[Result], notes: Sequence[str]) -> str:
         if result.unexpected or result.torn:
             text = f"{result.unexpected} unexpected moments, {result.torn} torn looks"
             lines.append(f"- {result.case}: {text}, counted and repaired")
-    return "## What was not exact\n\n" + ("\n".join(lines) if lines else "Nothing, in the modes that promise to see everything.") + "\n"
+    nothing = "Nothing, in the modes that promise to see everything."
+    return "## What was not exact\n\n" + ("\n".join(lines) if lines else nothing) + "\n"

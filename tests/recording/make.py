@@ -1,7 +1,7 @@
 """Makes the bundled recordings: ``python -m tests.recording.make [NAME ...]``.
 
-Each is of one boot of the lab, in plugin mode if its name says no other, and is kept only if the guest's own record confirms every
-event in it.  The golden events beside it are the recorded ones, as neutral JSON lines
+Each is of one boot of the lab, in plugin mode if its name says no other, and is kept only if the guest's own
+record confirms every event in it.  The golden events beside it are the recorded ones, as neutral JSON lines
 (`live.recording.codec`).
 """
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from live.core.events import ProcessEnd, ProcessExec
+from live.core.events import ProcessEnd, ProcessExec, ProcessStart
+from live.core.traps import AsidChange
 from live.recording.filters import EventFilter, find_event
 from live.recording.opening import open_recording
+from live.recording.past_memory import snapshot_of
 from live.recording.record import Recorder
 from live.recording.stepper import Frames
 from live.watch.session import Session
@@ -124,6 +126,59 @@ def test_any_plugin_at_an_event_and_only_where_memory_is_recorded(tmp_path):
     assert [row["PID"] for row in events.rows] == [
         json.loads(line)["process"]["pid"] for line in lines.splitlines()
     ]
+
+
+@pytest.mark.parametrize("mode", ["asid", "plugin"])
+def test_snapshots_at_events(tmp_path, mode):
+    """The task list, or all of memory, as it is at an exec or an end."""
+    path = tmp_path / "run.pse"
+    options = ("--mode", mode, "--snapshots", "end", "--snapshots", "exec")
+    with trappable(GuestSpec()) as guest:
+        lines, _ = record(guest, path, *options, work=(["fork-exec", "2"],))
+        whole, _ = record(
+            guest, tmp_path / "whole.pse", *options, "--snapshot-memory", work=(["fork-exit", "2", "5"],)
+        )
+    assert replayed(path) == lines
+    with open_recording(path) as recording:
+        steps = list(recording.steps())
+        other = [one for one in recording.events() if not isinstance(one.event, ProcessStart)]
+        of_step = {one.step for one in other}
+        wanted = [step for step in steps if step.trap is not None and step.id in of_step]
+        assert len(wanted) >= 3
+        for step in wanted:
+            assert snapshot_of(recording, step).id == step.id + 1
+            assert steps[step.id].cause == "snapshot"  # ids are from 1: the next one
+        assert sum(step.cause == "snapshot" for step in steps) == len(wanted)
+    assert replayed(tmp_path / "whole.pse") == whole
+    at = ("--at", "end:fork-exit", "-o", str(tmp_path / "then.raw"))
+    made = pse("export", str(tmp_path / "whole.pse"), *at)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "then.raw").stat().st_size == 512 << 20
+    shown = scene.vol(
+        "-f", str(tmp_path / "whole.pse"), "--at", "end:fork-exit", "linux.pslist",
+        cwd=tmp_path, symbols=tmp_path / "symbols", pack=PACK,
+    )  # fmt: skip
+    assert shown.status == 0, shown.errors
+    assert "fork-exit" in [row["COMM"] for row in shown.rows]
+
+
+def test_snapshots_at_asid_changes(tmp_path):
+    """Each of them, of settled asids too; not in a mode that does not trap them."""
+    path = tmp_path / "run.pse"
+    with trappable(GuestSpec()) as guest:
+        refused = pse(
+            "record", str(guest.monitor), "-o", str(path), "--mode", "plugin", "--snapshots", "asid"
+        )
+        assert (refused.returncode, path.exists()) == (1, False)
+        assert "in asid and diff mode only" in refused.stderr
+        lines, _ = record(guest, path, "--mode", "asid", "--snapshots", "asid", work=(["fork-exec", "2"],))
+    assert replayed(path) == lines
+    with open_recording(path) as recording:
+        steps = list(recording.steps())
+    changes = [step for step in steps if isinstance(step.trap, AsidChange)]
+    assert any(not step.trap.moved for step in changes)
+    for step in changes:
+        assert steps[step.id].cause == "snapshot"  # ids are from 1: the next one
 
 
 def test_at_an_event_is_as_a_dump_of_that_moment(tmp_path, monkeypatch):
