@@ -96,8 +96,10 @@ def add_watching(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         default="auto",
-        help="how to notice what happens: a mode of the guest that traps every event (plugin, gdbstub), or "
-        "poll, which takes snapshots at intervals (default: auto, the best that the guest offers)",
+        help="how to notice what happens: a mode of the guest that traps the kernel's own functions (plugin, "
+        "gdbstub); asid, which traps asid changes and system calls and needs no function's address; diff, "
+        "which compares task lists at asid changes; poll, which takes snapshots at intervals (default: auto, "
+        "the best that the guest offers)",
     )
     parser.add_argument(
         "--interval",

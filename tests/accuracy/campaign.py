@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from live.watch.watchers import PROOF_S
-from tests.accuracy.compare import Document, Identity, Row, Score, compare
+from tests.accuracy.compare import KERNEL, Document, Identity, Row, Score, compare
 from tests.accuracy.matrix import Case, Work, chunks
 from tests.accuracy.run import trappable
 from tests.guest import Guest, TruthLost
@@ -63,7 +63,9 @@ class Result:
     @property
     def exact(self) -> bool:
         """Nothing missed, false or wrong; the order right; no invariant broken."""
-        rows = all(row.exact for row in self.rows.values())
+        # Without an asid and a system call, a kernel thread is seen by chance where those are trapped.
+        blind = KERNEL if self.case.mode == "asid" else None
+        rows = all(row.exact for name, row in self.rows.items() if name != blind)
         return rows and self.ordered and not self.invariants and not self.lost
 
     def document(self) -> dict[str, Any]:

@@ -86,6 +86,8 @@ _SAME_NS = 100_000
 _INIT = 1
 """Who gets the orphans of the lab's guests."""
 _KINDS = ("fork", "exec", "end")
+KERNEL = "kernel"
+"""The row of what kernel threads do, all kinds together: they have no asid, and make no system call."""
 
 
 class _Lives:
@@ -96,6 +98,8 @@ class _Lives:
         self.order: list[tuple[str, Identity]] = []
         self.orphans: dict[Identity, dict[tuple[str, int], set[object]]] = {}
         """Of an event soon before or after its parent's end, by its kind and number: that one, and init."""
+        self.kernel: set[Identity] = set()
+        """Those that are kernel threads, and never become a process."""
 
     def add(self, kind: str, identity: Identity, *what: object) -> None:
         self.of(identity)[kind].append(what)
@@ -113,14 +117,15 @@ def compare(
     ``groups`` says of some identities what they belong to: each group is counted on its own, too.
     """
     real, observed = _real(truth), _observed(documents)
-    rows = {kind: Row(kind) for kind in _KINDS}
+    rows = {kind: Row(kind) for kind in (*_KINDS, KERNEL)}
     parts: dict[str, Row] = {}
     begin, end = truth.events[0].ts, truth.events[-1].ts
     for identity in sorted(real.events.keys() | observed.events.keys()):
         if identity in real.events:
             group = (groups or {}).get(identity)
             part = parts.setdefault(group, Row(group)) if group is not None else None
-            for kind, row in rows.items():
+            for kind in _KINDS:
+                row = rows[KERNEL if identity in real.kernel else kind]
                 for each in (row, part) if part is not None else (row,):
                     pairs = real.of(identity)[kind], observed.of(identity)[kind]
                     _count(each, kind, identity, *pairs, parents=real.orphans.get(identity, {}))
@@ -185,6 +190,8 @@ def _real(truth: Truth) -> _Lives:
     ends = {(p.tgid, p.start): p.ended.ts for p in truth.processes(kernel=True) if p.ended is not None}
     for process in truth.processes(kernel=True):
         parent = process.parent
+        if process.kernel:
+            lives.kernel.add((process.tgid, process.start))
         ended = ends.get((parent.tgid, parent.start)) if parent is not None else None
         if parent is not None and ended is not None:
             near = {

@@ -64,6 +64,12 @@ class Pse(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface):  # 
             requirements.IntRequirement(
                 name="duration", description="Watch a live guest for so many seconds", optional=True
             ),
+            requirements.StringRequirement(
+                name="mode",
+                description="How a live guest is watched: plugin, gdbstub, asid, diff or poll (default: the "
+                "best that it offers)",
+                optional=True,
+            ),
             requirements.IntRequirement(
                 name="count", description="Show no more than so many events", optional=True
             ),
@@ -89,6 +95,7 @@ class Pse(interfaces.plugins.PluginInterface, timeliner.TimeLinerInterface):  # 
                 location=location,
                 following=tuple(map(to_url, self.config.get("next", None) or ())),
                 duration=duration,
+                mode=self.config.get("mode", None) or "auto",
                 count=self.config.get("count", None),
                 pids=frozenset(self.config.get("pid", None) or ()),
                 new=bool(self.config.get("new", False)),

@@ -36,7 +36,8 @@ from live.volatility.input.image import Image, shown
 class Options:
     """The options of `linux.pse`.
 
-    ``location``: URL of ``-f``; ``following``: URLs of ``--next``.  ``duration``: seconds of a live run.
+    ``location``: URL of ``-f``; ``following``: URLs of ``--next``.  ``duration``: seconds of a live run;
+    ``mode``: how it is watched, as for `live.watch.monitor.Monitor`.
     ``count``: most events shown.  ``pids``: if not empty, only events of these processes.  ``new``: leave
     out what was running at the start.
     """
@@ -44,6 +45,7 @@ class Options:
     location: str
     following: tuple[str, ...] = ()
     duration: float | None = None
+    mode: str = "auto"
     count: int | None = None
     pids: frozenset[int] = frozenset()
     new: bool = False
@@ -91,7 +93,7 @@ class LiveSource:
             # After a renderer has failed (`| head`), this generator is closed at interpreter exit, which is
             # too late to close the monitor's event loop.
             atexit.register(session.close)
-            monitor = Monitor(session, kernel_threads=options.kernel_threads)
+            monitor = Monitor(session, mode=options.mode, kernel_threads=options.kernel_threads)
             self._notes.append(f"{session.name}: {monitor.mode} mode: {monitor.guarantee}")
             try:
                 yield from monitor.events(duration=options.duration)
