@@ -54,3 +54,32 @@ def test_gdbstub_mode_is_exact(boot, spec):
     assert outcome.score.exact, str(outcome.score)
     assert outcome.missed == 0
     assert outcome.processes > 300
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        GuestSpec(kernel="5.10"),
+        pytest.param(GuestSpec(kernel="6.1", cpus=2), marks=pytest.mark.deep),
+        GuestSpec(kernel="6.12", cpus=2, cpu_model="Skylake-Client"),
+        # Without PTI a root of page tables may be any page there.
+        GuestSpec(kernel="7.2"),
+    ],
+    ids=["5.10", "6.1 2cpus", "6.12 2cpus pti", "7.2"],
+)
+def test_asid_mode_is_exact(spec):
+    """No function is trapped; what it counts as missed are threads that come and go between two changes."""
+    with trappable(spec) as guest:
+        outcome = measure(guest, "asid", every_workload(spec.kernel, 3))
+    assert outcome.score.exact_of_processes, str(outcome.score)
+    assert outcome.processes > 300
+
+
+def test_diff_mode_sees_less_than_asid_mode():
+    """The control: what system calls and marks are worth."""
+    with trappable(GuestSpec()) as guest:
+        outcome = measure(guest, "diff", [["vfork-exit", "20"], ["fork-exec", "20"]])
+    rows = outcome.score.rows
+    assert rows["fork"].missed + rows["exec"].wrong > 0
+    assert rows["fork"].false == rows["exec"].false == rows["end"].false == 0
+    assert outcome.missed >= rows["fork"].missed

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.accuracy.run import trappable
 from tests.guest import KERNELS, Guest, GuestSpec
 from tests.guest.apt import Apt
 from tests.volplugins import matrix, scene
@@ -169,6 +170,20 @@ def test_a_live_guest(guest_pool, vol):
         assert {row["PID"] for row in listed.rows} >= {1, 2, job.wait_pid()}
         assert "is running: what is read changes" in listed.errors
     finally:
+        job.kill()
+
+
+def test_a_live_guest_in_the_mode_that_is_asked_for(tmp_path, vol):
+    with trappable(GuestSpec()) as guest:
+        job = guest.start("while :; do sleep 0.4; done")
+        url = f"qemu://{guest.monitor}"
+        run = vol("-f", url, "linux.pse", "--mode", "asid", "--new", "--count", "8", "--duration", "60")
+        assert "asid mode: Every process is seen before its first instruction" in run.errors
+        assert {row["COMM"] for row in run.rows if row["EVENT"] == "end"} >= {"sleep"}
+        options = {"cwd": tmp_path, "symbols": tmp_path / "symbols", "pack": PACKS[0]}
+        refused = scene.vol("-f", url, "linux.pse", "--mode", "magic", **options)
+        assert refused.status == 1
+        assert "in magic mode; it can in: plugin, gdbstub, asid, diff, poll" in refused.errors
         job.kill()
 
 
