@@ -123,6 +123,8 @@ def _summary(monitor: Monitor, began: float, cpu: float) -> str:
     )
     if cost.traps and cost.late:
         text += f"; {cost.late} traps taken too late"
+    if counts.late or counts.premature:
+        text += f"; {counts.late} seen late, at their end, {counts.premature} premature, inside execve"
     if counts.unexpected or counts.torn:
         text += f"; {counts.unexpected} unexpected, {counts.torn} torn snapshots"
     return text
