@@ -66,6 +66,7 @@ class ScriptedOffer:
     """A `live.core.hypervisor.TrapOffer`: a step of the story for each time that a trap is waited for."""
 
     mode = "scripted"
+    supports: frozenset[type] = frozenset({CodeHit})
 
     def __init__(self, world: World) -> None:
         self._steps = story(world)
@@ -76,7 +77,7 @@ class ScriptedOffer:
 
     def open(self, machine: Architecture, kinds: frozenset[type], hold: float) -> FakeSource:
         source = FakeSource(on_wait=lambda: self._next(source))
-        source.mode = self.mode
+        source.mode, source.supports = self.mode, self.supports
         self.sources.append(source)
         return source
 
