@@ -76,7 +76,7 @@ class ScriptedOffer:
         return None if CodeHit in kinds else "The script knows nothing but code addresses."
 
     def open(self, machine: Architecture, kinds: frozenset[type], hold: float) -> FakeSource:
-        source = FakeSource(on_wait=lambda: self._next(source))
+        source = FakeSource(on_wait=lambda: self._next(source), machine=machine)
         source.mode, source.supports = self.mode, self.supports
         self.sources.append(source)
         return source

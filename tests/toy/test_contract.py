@@ -9,7 +9,7 @@ from live.core.traps import AsidChange, CodeHit, Syscall
 from live.testing import Function, GuestContract, Subject
 from tests.contract.fake import FakeGuest, FakeMachine
 from tests.toy.hypervisor import ToyGuest
-from tests.toy.system import TOY
+from tests.toy.system import TOY, ToyAsids
 from tests.toy.world import EXECUTED, EXITED, FORKED, PAGES, World, page_of
 
 
@@ -56,6 +56,7 @@ class TestToyWithEverything(GuestContract):
             open=lambda: FakeGuest(machine, runs=[Run(0, 0, len(world.ram))]),
             work=machine.work,
             functions=[Function(address=one) for one in (FORKED, EXECUTED, EXITED)],
+            words=ToyAsids.words,
             pause=machine.pause,
             resume=machine.resume,
             end=machine.end,
