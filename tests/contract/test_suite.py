@@ -13,7 +13,7 @@ from live.arch.x86_64 import X86_64
 from live.core.errors import GuestGone, MemoryFault
 from live.core.hypervisor import Notice
 from live.core.machine import Architecture
-from live.core.memory import PAGE_SIZE, Run, Segment
+from live.core.memory import PAGE_SIZE, GuestPhysical, Run, Segment
 from live.core.traps import Access, Action, AsidChange, CodeHit, Syscall, Trap, TrapRequest
 from live.testing import Faults, FaultyMemory, GuestContract
 from tests.contract.fake import FakeGuest, FakeMachine, FakeMemory, FakeOffer, HoldingSource
@@ -287,6 +287,32 @@ class SettlesForEver(HoldingSource):
         super().arm(replace(request, settled=request.settled | self.request.settled))
 
 
+class IgnoresPending(HoldingSource):
+    def arm(self, request: TrapRequest) -> None:
+        super().arm(replace(request, pending=frozenset()))
+
+
+class IgnoresFlags(HoldingSource):
+    def arm(self, request: TrapRequest) -> None:
+        super().arm(replace(request, call_flags=frozenset()))
+
+
+class TakesFlagsForNone(HoldingSource):
+    def arm(self, request: TrapRequest) -> None:
+        flags = frozenset(replace(one, bits=0) for one in request.call_flags)
+        super().arm(replace(request, call_flags=flags))
+
+
+class TellsAtEachChange(HoldingSource):
+    def moved(self) -> tuple[GuestPhysical, ...]:
+        return tuple(word.gpa for word in self.words)
+
+
+class TellsItsOwnAddresses(HoldingSource):
+    def moved(self) -> tuple[GuestPhysical, ...]:
+        return tuple(GuestPhysical(0x7F00_0000_0000 + gpa) for gpa in super().moved())
+
+
 class MissesCalls(HoldingSource):
     def arm(self, request: TrapRequest) -> None:
         super().arm(replace(request, unsettled_syscalls=Action.OFF))
@@ -361,6 +387,11 @@ _WORDS = "test_a_word_that_moves_is_told_at_the_next_asid_change"
         (MissesCalls, _SETTLED),
         (MissesChanges, _SETTLED),
         (RecordsOnly, _SETTLED),
+        (IgnoresPending, _SETTLED),
+        (IgnoresFlags, "test_system_calls_by_their_flags"),
+        (TakesFlagsForNone, "test_system_calls_by_their_flags"),
+        (TellsAtEachChange, _WORDS),
+        (TellsItsOwnAddresses, _WORDS),
         (MissesChanges, _WORDS),
         (RecordsOnly, _WORDS),
         (HoldsWithoutAWord, _WORDS),

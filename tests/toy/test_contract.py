@@ -39,7 +39,7 @@ class TestToyWithEverything(GuestContract):
             shell, child = page_of(world.shell), world.fork(2)
             machine.reach(CodeHit, child, pc=FORKED, asid=shell)
             machine.reach(AsidChange, new_asid=Asid(page_of(child)), asid=shell)
-            machine.reach(Syscall, number=1, asid=page_of(child))
+            machine.reach(Syscall, child, number=1, asid=page_of(child))
             world.execute(child, b"ls", b"/bin/ls")
             machine.reach(CodeHit, child, pc=EXECUTED, asid=page_of(child))
             machine.reach(Syscall, number=2, asid=page_of(child))
