@@ -8,7 +8,7 @@ import pytest
 
 from live.arch.x86_64 import X86_64
 from live.core.errors import TargetError
-from live.core.traps import CodeHit
+from live.core.traps import AsidChange, CodeHit, Syscall
 from live.watch import modes
 from tests.hypervisors.fake import FakeSource
 
@@ -16,8 +16,9 @@ KINDS = frozenset({CodeHit})
 
 
 class Offer:
-    def __init__(self, mode, *, fails=None, reluctant=None):
+    def __init__(self, mode, *, fails=None, reluctant=None, supports=KINDS):
         self.mode, self.fails, self.reluctant, self.opened = mode, fails, reluctant, []
+        self.supports = frozenset(supports)
 
     def reluctance(self, kinds):
         return self.reluctant
@@ -27,7 +28,7 @@ class Offer:
         if self.fails:
             raise TargetError(self.fails)
         source = FakeSource()
-        source.mode = self.mode
+        source.mode, source.supports = self.mode, self.supports
         return source
 
 
@@ -78,3 +79,33 @@ def test_poll_needs_no_offer_and_tries_none():
     good = Offer("good")
     choice = choose("poll", good)
     assert (choice.mode, choice.source, choice.skipped, good.opened) == ("poll", None, (), [])
+
+
+def test_where_only_asids_can_be_trapped_it_is_asid_mode():
+    asids = Offer("panda", supports={AsidChange, Syscall}, reluctant="nothing else can be trapped.")
+    choice = choose("auto", Offer("best", fails="it is not there."), asids, hold=3)
+    assert (choice.mode, choice.source.mode, choice.skipped) == ("asid", "panda", ("best: it is not there.",))
+    assert asids.opened == [("x86_64", asids.supports, 3)]
+    assert choice.guarantee == modes.ASID_TRAPS["asid"].guarantee
+    assert choose("auto", asids, Offer("good")).mode == "good"
+    assert choose("asid", Offer("good"), asids).source.mode == "panda"
+
+
+def test_asid_mode_that_cannot_be_had_is_no_error_in_auto():
+    asids = Offer("panda", supports={AsidChange, Syscall}, fails="another one reads.")
+    assert (choose("auto", asids).mode, choose("auto", asids).skipped) == (
+        "poll",
+        ("asid: another one reads.",),
+    )
+
+
+def test_without_system_calls_there_is_diff_for_who_asks():
+    changes = Offer("panda", supports={AsidChange})
+    choice = choose("diff", changes)
+    assert (choice.mode, choice.source.mode) == ("diff", "panda")
+    assert changes.opened == [("x86_64", frozenset({AsidChange}), 1.0)]
+    assert choose("auto", changes).mode == "poll"
+    with pytest.raises(TargetError, match=r"asid changes and system calls; it can .* panda, diff, poll"):
+        choose("asid", changes)
+    with pytest.raises(TargetError, match=r"nothing that it offers traps asid changes; .*: good, poll"):
+        choose("diff", Offer("good"))

@@ -23,6 +23,8 @@ REQUEST = TrapRequest(code=frozenset({GuestVirtual(0x1000)}))
 class Steps:
     """Writes down what it is asked for."""
 
+    request = None
+
     def __init__(self):
         self.tracker = Tracker(describe)
         self.done = []

@@ -7,9 +7,21 @@ from dataclasses import replace
 
 import pytest
 
+from live.arch import architecture
 from live.core.hypervisor import Guest
 from live.core.memory import Asid, GuestVirtual
-from live.core.traps import Access, Action, AsidChange, CodeHit, Syscall, TrapRequest, TrapSource
+from live.core.traps import (
+    Abi,
+    Access,
+    Action,
+    AsidChange,
+    CallFlags,
+    CodeHit,
+    Syscall,
+    Trap,
+    TrapRequest,
+    TrapSource,
+)
 from live.testing.subject import Subject
 from live.testing.traps import (
     LONG,
@@ -28,6 +40,8 @@ from live.testing.traps import (
 )
 
 _MANY = 10
+_NUMBERS = 1024
+"""System calls that a request can list."""
 
 
 class FloodContract(TrapContract):
@@ -115,6 +129,9 @@ class FloodContract(TrapContract):
         assert {type(trap) for trap in seen} == {AsidChange, Syscall}, "processes began and ended unseen"
         source.arm(request)
         assert settled & {trap.asid for trap in after(source, subject, 3)}, "nothing is settled any more"
+        both = frozenset(settled)
+        source.arm(replace(request, settled=both, pending=both))
+        assert both & {trap.asid for trap in after(source, subject, 3)}, "what is pending is not settled"
         assert source.counters.hold_timeouts == 0
 
     def test_a_word_that_moves_is_told_at_the_next_asid_change(
@@ -134,6 +151,12 @@ class FloodContract(TrapContract):
             assert trap.held
             assert trap.moved
             assert trap.new_asid != trap.asid
+            assert set(trap.words) <= {word.gpa for word in subject.words}
+        source.arm(TrapRequest(words=subject.words, asid_changes=Action.RECORD))
+        assert {trap.moved for trap in after(source, subject, 3) if isinstance(trap, AsidChange)} == {
+            True,
+            False,
+        }, "a word that has moved is told of again at each asid change, or not at all"
 
     def test_system_calls_by_number(self, subject: Subject, source: TrapSource) -> None:
         """Of those that the source knows, a system call is trapped by its number."""
@@ -142,12 +165,35 @@ class FloodContract(TrapContract):
         source.arm(TrapRequest(every_syscall=Action.RECORD))
         calls = [trap for trap in after(source, subject, 1) if isinstance(trap, Syscall)]
         assert calls, "processes began and ended without a system call"
-        number = max({trap.number for trap in calls if trap.number < 1024})
+        number = max({trap.number for trap in calls if trap.number < _NUMBERS})
         source.arm(TrapRequest(syscalls=frozenset({number})))
         again = after(source, subject, 1)
         assert again, f"the system call {number} was made before, and now it is not"
         assert {trap.number for trap in again if isinstance(trap, Syscall)} == {number}
         assert all(trap.held for trap in again)
+
+    def test_system_calls_by_their_flags(self, subject: Subject, guest: Guest, source: TrapSource) -> None:
+        """Of a listed call those are left alone whose first argument has none of the bits."""
+        if Syscall not in source.supports:
+            pytest.skip("the source declares that it does not trap system calls")
+        machine = architecture(guest.info.machine)
+
+        def first(trap: Trap) -> int:
+            assert isinstance(trap, Syscall)
+            return machine.call_argument(trap.registers, trap.abi, 0)
+
+        source.arm(TrapRequest(every_syscall=Action.HOLD))
+        calls = [trap for trap in after(source, subject, 3) if isinstance(trap, Syscall)]
+        numbers = {trap.number for trap in calls if first(trap) and trap.abi is Abi.NATIVE}
+        if not any(number < _NUMBERS for number in numbers):
+            pytest.skip("the guest makes no system call with an argument")
+        number = max(number for number in numbers if number < _NUMBERS)
+        for bits in (0, (1 << 64) - 1):
+            flags = CallFlags(number=number, abi=Abi.NATIVE, bits=bits)
+            source.arm(TrapRequest(syscalls=frozenset({number}), call_flags=frozenset({flags})))
+            again = after(source, subject, 3)
+            assert bool(again) == bool(bits), f"the system call {number} with one of the bits {bits:#x}"
+            assert all(first(trap) for trap in again)
 
     def test_accesses(self, subject: Subject, guest: Guest, mode: str) -> None:
         """The vCPU stands behind the instruction that has touched the word."""

@@ -12,12 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from live.core.errors import GuestGone, MemoryFault, TargetError
+from live.core.errors import GuestGone, MemoryFault, PseError, TargetError
 from live.core.hypervisor import GuestInfo, Notice
 from live.core.machine import Architecture
-from live.core.memory import Asid, GuestVirtual, InPlace, Run, Segment
+from live.core.memory import Asid, GuestPhysical, GuestVirtual, InPlace, Run, Segment
 from live.core.traps import (
     Access,
     Action,
@@ -28,12 +29,16 @@ from live.core.traps import (
     TrapCounters,
     TrapRequest,
     VcpuIndex,
+    Word,
 )
+from tests.hypervisors.wanted import action_of, told
 
 FUNCTIONS = tuple(GuestVirtual(0xFFFF_FFFF_8100_0000 + 64 * number) for number in range(3))
 """What every process comes to: it begins, executes, ends."""
 WORD, BEHIND = GuestVirtual(0xFFFF_FFFF_8200_0000), GuestVirtual(0xFFFF_FFFF_8100_1000)
 """What every process touches, and the address behind the instruction that does."""
+COUNTER = Word(gpa=GuestPhysical(0x4000))
+"""What counts the processes that began, in little-endian."""
 RING = 64
 """Recorded traps that nobody has read; what comes then is dropped."""
 GONE = "The guest has ended; start it to watch again."
@@ -88,7 +93,7 @@ class FakeMachine:
     def reach(
         self, kind: type, argument: int = 0, *, pc: int = 0, asid: int = 0x10000, **fields: Any
     ) -> None:
-        """A vCPU comes to something that may be trapped."""
+        """A vCPU comes to something that may be trapped; asids are the roots of page tables here."""
         with self.changed:
             while not self.ended and self.stands():
                 self.changed.wait(0.01)  # the limit of a pause is a time
@@ -107,6 +112,12 @@ class FakeMachine:
                     **fields,
                 )
                 self.source.take_in(trap)
+
+    def count(self) -> None:
+        """A process begins."""
+        at = slice(COUNTER.gpa, COUNTER.gpa + COUNTER.size)
+        number = int.from_bytes(self.ram[at], "little") + 1
+        self.ram[at] = (number % (1 << 64)).to_bytes(COUNTER.size, "little")
 
     def stands(self) -> bool:
         return self.foreign or time.monotonic() < self.standing_until
@@ -143,13 +154,15 @@ class FakeMachine:
 def life(machine: FakeMachine, number: int) -> None:
     """One process: what it does, step by step."""
     own = 0x20000 + 0x4000 * number
-    machine.reach(Syscall, number=57, pc=0x400000)
+    machine.count()
+    machine.reach(Syscall, number=56, pc=0x400000)
     machine.reach(CodeHit, pc=FUNCTIONS[0])
+    machine.reach(AsidChange, new_asid=Asid(0x10001))  # the same asid
     machine.reach(AsidChange, new_asid=Asid(own))
     machine.reach(Syscall, number=59, pc=0x400000, asid=own)
     machine.reach(CodeHit, pc=FUNCTIONS[1], asid=own)
     machine.reach(Access, pc=BEHIND, address=WORD, asid=own)
-    machine.reach(Syscall, number=231, pc=0x400000, asid=own)
+    machine.reach(Syscall, number, number=231, pc=0x400000, asid=own)
     machine.reach(CodeHit, pc=FUNCTIONS[2], asid=own)
     machine.reach(AsidChange, new_asid=Asid(0x10000), asid=own)
 
@@ -161,10 +174,13 @@ class HoldingSource:
     guarantee = "Every step of the fake that was asked for is seen."
     prefers: type = CodeHit
 
-    def __init__(self, machine: FakeMachine, offer: FakeOffer, hold: float) -> None:
+    def __init__(self, offer: FakeOffer, architecture: Architecture, hold: float) -> None:
         self.mode, self.supports, self.holds_all = offer.mode, offer.supports, offer.holds_all
-        self.machine, self.hold = machine, hold
+        self.guest, self.architecture, self.hold = offer.guest, architecture, hold
+        machine = self.machine = offer.guest.machine
         self.request = TrapRequest()
+        self.words: dict[Word, bytes] = {}
+        """What each held when it was last compared."""
         self.ring: deque[Trap] = deque()
         self.held: set[int] = set()
         self.closed = False
@@ -188,31 +204,40 @@ class HoldingSource:
     def arm(self, request: TrapRequest) -> None:
         self._check()
         wanted: set[type] = {CodeHit} if request.code else set()
-        if request.asid_changes or request.words:
+        if request.asid_changes or request.unsettled_asids or request.words:
             wanted.add(AsidChange)
-        if request.syscalls or request.compat_syscalls or request.every_syscall or request.pending:
+        if request.every_syscall or request.unsettled_syscalls or request.syscalls or request.compat_syscalls:
             wanted.add(Syscall)
         if request.accesses:
             wanted.add(Access)
         if wanted - self.supports:
             raise TargetError(f"The mode {self.mode} of the fake cannot trap that; use another one.")
-        self.request = request
+        if any(word.size not in (4, 8) or word.gpa % word.size for word in request.words):
+            raise TargetError("What is to be compared is no aligned word; ask for 4 or 8 bytes that are.")
+        with self.machine.changed:
+            # What has moved since it was last compared still counts.
+            self.words = {word: self.words.get(word) or self._value(word) for word in request.words}
+            self.request = request
+
+    def _value(self, word: Word) -> bytes:
+        return self.guest.memory.read(word.gpa, word.size)
+
+    def moved(self) -> tuple[GuestPhysical, ...]:
+        """Where words have moved since they were last compared."""
+        now = dict(self.words)
+        with contextlib.suppress(PseError):  # nobody reads a guest that is over
+            now = {word: self._value(word) for word in self.words}
+        before, self.words = self.words, now
+        return tuple(word.gpa for word in now if now[word] != before[word])
 
     def action(self, trap: Trap) -> Action:
-        request = self.request
-        if isinstance(trap, CodeHit):
-            return request.code_action if trap.pc in request.code else Action.OFF
-        if isinstance(trap, AsidChange):
-            return request.asid_changes
-        if isinstance(trap, Access):
-            armed = any(trap.address == one.word and trap.pc in one.behind for one in request.accesses)
-            return Action.HOLD if armed else Action.OFF
-        if trap.number in request.syscalls:
-            return request.syscall_action
-        return Action.HOLD if trap.asid in request.pending else request.every_syscall
+        return action_of(self.request, trap, self.architecture)
 
-    def take_in(self, trap: Trap) -> None:
+    def take_in(self, reached: Trap) -> None:
         """A vCPU is there; called with the lock."""
+        trap = told(self.request, reached, self.architecture, self.moved)
+        if trap is None:
+            return
         action = self.action(trap)
         if action is Action.OFF:
             return
@@ -225,7 +250,7 @@ class HoldingSource:
             return
         began = time.monotonic()
         self.held.add(trap.sequence)
-        self.ring.append(type(trap)(**{**_fields(trap), "held": True}))
+        self.ring.append(replace(trap, held=True))
         self.machine.changed.notify_all()
         while trap.sequence in self.held and not self.closed and not self.machine.ended:
             if not self.machine.changed.wait(max(0.0, began + self.hold - time.monotonic())):
@@ -261,16 +286,12 @@ class HoldingSource:
             raise GuestGone(GONE)
 
 
-def _fields(trap: Trap) -> dict[str, Any]:
-    return {name: getattr(trap, name) for name in trap.__dataclass_fields__}
-
-
 class FakeOffer:
     """One of them works, another one is refused."""
 
     def __init__(
         self,
-        machine: FakeMachine,
+        guest: FakeGuest,
         mode: str,
         supports: frozenset[type],
         *,
@@ -279,7 +300,7 @@ class FakeOffer:
         source: type[HoldingSource] = HoldingSource,
     ) -> None:
         self.mode, self.supports, self.holds_all = mode, supports, holds_all
-        self._machine, self._refusal, self._source = machine, refusal, source
+        self.guest, self._refusal, self._source = guest, refusal, source
 
     def reluctance(self, kinds: frozenset[type]) -> str | None:
         return None if kinds & self.supports else "It cannot trap what is wanted."
@@ -287,7 +308,7 @@ class FakeOffer:
     def open(self, machine: Architecture, kinds: frozenset[type], hold: float) -> HoldingSource:
         if self._refusal is not None:
             raise TargetError(self._refusal)
-        return self._source(self._machine, self, hold)
+        return self._source(self, machine, hold)
 
 
 class FakeMemory(InPlace):
@@ -330,9 +351,9 @@ class FakeGuest:
         self.vcpus = (VcpuIndex(0),)
         every: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit, Access})
         self.offers = (
-            FakeOffer(machine, "hold", every),
-            FakeOffer(machine, "broken", every, refusal="This offer never works; use another one."),
-            FakeOffer(machine, "stop", frozenset({CodeHit}), holds_all=True),
+            FakeOffer(self, "hold", every),
+            FakeOffer(self, "broken", every, refusal="This offer never works; use another one."),
+            FakeOffer(self, "stop", frozenset({CodeHit}), holds_all=True),
         )[: 3 if traps else 0]
         self._news: list[Notice] = []
         machine.listeners.append(self._news)

@@ -12,7 +12,7 @@ from live.core.memory import Run
 from live.core.traps import Fence, Watchpoint
 from live.testing import Faults, FaultyGuest, Function, GuestContract, Subject
 from live.testing.traps import TrapContract
-from tests.contract.fake import BEHIND, FUNCTIONS, WORD, FakeGuest, FakeMachine
+from tests.contract.fake import BEHIND, COUNTER, FUNCTIONS, WORD, FakeGuest, FakeMachine
 from tests.hypervisors.fake import FakeSource, code_hit
 
 RAM = 1 << 18
@@ -33,6 +33,7 @@ def subject_of(
         functions=tuple(Function(address=one) for one in FUNCTIONS),
         fences=frozenset(Fence(code=one, offset=0) for one in FUNCTIONS[:-1]),
         accesses=frozenset({Watchpoint(word=WORD, behind=frozenset({BEHIND}))}),
+        words=(COUNTER,),
         pause=machine.pause,
         resume=machine.resume,
         end=machine.end,
@@ -74,6 +75,7 @@ class ScriptedOffer:
     """Opens a `FakeSource`; what the guest does next goes into the script of the last that was opened."""
 
     mode = "fake"
+    supports = FakeSource.supports
 
     def __init__(self) -> None:
         self.source = FakeSource()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
 from live.arch.x86_64 import X86_64
 from live.core.errors import GuestGone, MemoryFault
 from live.core.hypervisor import Notice
-from live.core.memory import PAGE_SIZE, Run, Segment
-from live.core.traps import CodeHit, Trap, TrapRequest
+from live.core.machine import Architecture
+from live.core.memory import PAGE_SIZE, GuestPhysical, Run, Segment
+from live.core.traps import Access, Action, AsidChange, CodeHit, Syscall, Trap, TrapRequest
 from live.testing import Faults, FaultyMemory, GuestContract
 from tests.contract.fake import FakeGuest, FakeMachine, FakeMemory, FakeOffer, HoldingSource
 from tests.contract.test_fake import PLACED, RAM, subject_of
@@ -208,7 +210,7 @@ class Loses(HoldingSource):
 class Repeats(HoldingSource):
     def wait(self, timeout: float | None) -> Trap | None:
         trap = super().wait(timeout)
-        if trap is not None and trap.sequence % 5 == 0 and trap not in self.ring:
+        if trap is not None and trap.sequence % 6 == 0 and trap not in self.ring:
             self.ring.appendleft(trap)
         return trap
 
@@ -239,8 +241,8 @@ class AddsUp(HoldingSource):
 
 
 class HoldsForEver(HoldingSource):
-    def __init__(self, fake: FakeMachine, offer: FakeOffer, hold: float) -> None:
-        super().__init__(fake, offer, hold)
+    def __init__(self, offer: FakeOffer, architecture: Architecture, hold: float) -> None:
+        super().__init__(offer, architecture, hold)
         self.hold = 1000.0
 
 
@@ -275,6 +277,82 @@ class PassesFences(HoldingSource):
             super().take_in(trap)
 
 
+class TrapsTheSettled(HoldingSource):
+    def arm(self, request: TrapRequest) -> None:
+        super().arm(replace(request, settled=frozenset()))
+
+
+class SettlesForEver(HoldingSource):
+    def arm(self, request: TrapRequest) -> None:
+        super().arm(replace(request, settled=request.settled | self.request.settled))
+
+
+class IgnoresPending(HoldingSource):
+    def arm(self, request: TrapRequest) -> None:
+        super().arm(replace(request, pending=frozenset()))
+
+
+class IgnoresFlags(HoldingSource):
+    def arm(self, request: TrapRequest) -> None:
+        super().arm(replace(request, call_flags=frozenset()))
+
+
+class TakesFlagsForNone(HoldingSource):
+    def arm(self, request: TrapRequest) -> None:
+        flags = frozenset(replace(one, bits=0) for one in request.call_flags)
+        super().arm(replace(request, call_flags=flags))
+
+
+class TellsAtEachChange(HoldingSource):
+    def moved(self) -> tuple[GuestPhysical, ...]:
+        return tuple(word.gpa for word in self.words)
+
+
+class TellsItsOwnAddresses(HoldingSource):
+    def moved(self) -> tuple[GuestPhysical, ...]:
+        return tuple(GuestPhysical(0x7F00_0000_0000 + gpa) for gpa in super().moved())
+
+
+class MissesCalls(HoldingSource):
+    def arm(self, request: TrapRequest) -> None:
+        super().arm(replace(request, unsettled_syscalls=Action.OFF))
+
+
+class MissesChanges(HoldingSource):
+    def arm(self, request: TrapRequest) -> None:
+        super().arm(replace(request, unsettled_asids=Action.OFF, words=()))
+
+
+class RecordsOnly(HoldingSource):
+    def action(self, trap: Trap) -> Action:
+        return min(super().action(trap), Action.RECORD)
+
+
+class HoldsWithoutAWord(HoldingSource):
+    """It does not say why."""
+
+    def wait(self, timeout: float | None) -> Trap | None:
+        trap = super().wait(timeout)
+        return replace(trap, moved=False, words=()) if isinstance(trap, AsidChange) else trap
+
+
+class ComparesAtEveryLoad(HoldingSource):
+    """Of the same asid, too."""
+
+    def take_in(self, reached: Trap) -> None:
+        if isinstance(reached, AsidChange) and X86_64.asid_of(reached.new_asid) == reached.asid:
+            if self.moved():
+                reached = replace(reached, new_asid=reached.asid, moved=True)
+                self.held.add(reached.sequence)
+                self.ring.append(replace(reached, held=True))
+            return
+        super().take_in(reached)
+
+
+EVERY: frozenset[type] = frozenset({AsidChange, Syscall, CodeHit, Access})
+CODE: frozenset[type] = frozenset({CodeHit})
+
+
 @pytest.mark.parametrize(
     ("kind", "check"),
     [
@@ -294,14 +372,46 @@ class PassesFences(HoldingSource):
     ],
 )
 def test_a_source_that_breaks_the_contract_is_found(kind: type[HoldingSource], check: str) -> None:
+    found_by(check, kind, CODE)
+
+
+_SETTLED = "test_what_is_settled_is_no_trap"
+_WORDS = "test_a_word_that_moves_is_told_at_the_next_asid_change"
+
+
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [
+        (TrapsTheSettled, _SETTLED),
+        (SettlesForEver, _SETTLED),
+        (MissesCalls, _SETTLED),
+        (MissesChanges, _SETTLED),
+        (RecordsOnly, _SETTLED),
+        (IgnoresPending, _SETTLED),
+        (IgnoresFlags, "test_system_calls_by_their_flags"),
+        (TakesFlagsForNone, "test_system_calls_by_their_flags"),
+        (TellsAtEachChange, _WORDS),
+        (TellsItsOwnAddresses, _WORDS),
+        (MissesChanges, _WORDS),
+        (RecordsOnly, _WORDS),
+        (HoldsWithoutAWord, _WORDS),
+        (ComparesAtEveryLoad, _WORDS),
+    ],
+)
+def test_a_source_that_breaks_what_is_said_of_asids_is_found(kind: type[HoldingSource], check: str) -> None:
+    found_by(check, kind, EVERY)
+
+
+def found_by(check: str, kind: type[HoldingSource], supports: frozenset[type]) -> None:
+    """A check passes the good source, and not this one."""
+
     def run(source: type[HoldingSource]) -> None:
         fake = machine()
-        supports: frozenset[type] = frozenset({CodeHit})
 
         class Guest(FakeGuest):
             def __init__(self, of: FakeMachine) -> None:
                 super().__init__(of, runs=PLACED)
-                self.offers = (FakeOffer(of, "hold", supports, source=source),)
+                self.offers = (FakeOffer(self, "hold", supports, source=source),)
 
         guest = Guest(fake)
         subject = subject_of(fake, patience=0.6, opened=Guest)

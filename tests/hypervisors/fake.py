@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from live.arch.x86_64 import X86_64
 from live.core.errors import GuestGone, TargetError
-from live.core.memory import Asid, GuestVirtual
+from live.core.machine import Architecture
+from live.core.memory import Asid, GuestPhysical, GuestVirtual
 from live.core.traps import (
     Access,
     AsidChange,
@@ -23,6 +25,7 @@ from live.core.traps import (
     TrapRequest,
     VcpuIndex,
 )
+from tests.hypervisors.wanted import action_of, told
 
 
 def common(
@@ -54,8 +57,10 @@ def syscall(sequence: int, number: int, **rest: Any) -> Syscall:
     return Syscall(number=number, **common(sequence, **rest))
 
 
-def asid_change(sequence: int, new_asid: int, *, moved: bool = False, **rest: Any) -> AsidChange:
-    return AsidChange(new_asid=Asid(new_asid), moved=moved, **common(sequence, **rest))
+def asid_change(sequence: int, new_asid: int, *, words: Iterable[int] = (), **rest: Any) -> AsidChange:
+    """``words``: gpas of those that have moved; told of are those that were asked for."""
+    moved = tuple(GuestPhysical(gpa) for gpa in words)
+    return AsidChange(new_asid=Asid(new_asid), moved=bool(moved), words=moved, **common(sequence, **rest))
 
 
 def access(sequence: int, pc: int, word: int, **rest: Any) -> Access:
@@ -83,14 +88,19 @@ class FakeSource:
     prefers: type = CodeHit
     holds_all = False
 
-    def __init__(self, script: Iterable[Trap] = (), on_wait: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        script: Iterable[Trap] = (),
+        on_wait: Callable[[], None] | None = None,
+        machine: Architecture = X86_64,
+    ) -> None:
         self.script: deque[Trap] = deque(script)
         self.request = TrapRequest()
         self.calls: list[tuple[str, object]] = []
         self.faults = Faults()
         self.held: dict[int, int] = {}
         self.closed = False
-        self._on_wait = on_wait
+        self._on_wait, self._machine = on_wait, machine
         self._delivered = self._timeouts = 0
 
     @property
@@ -112,8 +122,8 @@ class FakeSource:
                 raise GuestGone("The guest has ended; start it to watch again.")
             if self.script[0].vcpu in self.held:
                 return None  # its vCPU waits
-            trap = self.script.popleft()
-            if not self._wanted(trap):
+            trap = self._passing(self.script.popleft())
+            if trap is None:
                 continue
             self._delivered += 1
             if trap.sequence in self.faults.late:
@@ -123,16 +133,12 @@ class FakeSource:
             return trap
         return None
 
-    def _wanted(self, trap: Trap) -> bool:
-        request = self.request
-        if isinstance(trap, CodeHit):
-            return trap.pc in request.code
-        if isinstance(trap, Access):
-            return any(trap.address == one.word and trap.pc in one.behind for one in request.accesses)
-        if isinstance(trap, Syscall):
-            numbers = request.compat_syscalls if trap.abi else request.syscalls
-            return bool(request.every_syscall) or trap.number in numbers or trap.asid in request.pending
-        return bool(request.asid_changes) or (trap.moved and bool(request.words))
+    def _passing(self, trap: Trap) -> Trap | None:
+        """As it is reported; None if it was not asked for.  Whether it is held the script says."""
+        moved = {*trap.words} if isinstance(trap, AsidChange) else set()
+        words = tuple(word.gpa for word in self.request.words if word.gpa in moved)
+        seen = told(self.request, trap, self._machine, lambda: words)
+        return seen if seen is not None and action_of(self.request, seen, self._machine) else None
 
     def resume(self, trap: Trap, *, news: bool = True) -> None:
         self.calls.append(("resume", trap.sequence))

@@ -358,13 +358,16 @@ class FakePanda:
 
         self._program.put(instruction)
 
-    def call(self, number: int, *, instruction: bytes = b"\x0f\x05", pc: int = 0x400000) -> None:
-        """Make a system call."""
+    def call(
+        self, number: int, *, instruction: bytes = b"\x0f\x05", pc: int = 0x400000, first: int = 0
+    ) -> None:
+        """Make a system call; ``first``: its first argument."""
 
         def step() -> None:
             self.code[pc] = instruction
             cpu = self.cpus[0]  # syscalls2 says first_cpu
             cpu.env_ptr.regs[0] = number
+            cpu.env_ptr.regs[GENERAL.index("RDI" if instruction == b"\x0f\x05" else "RBX")] = first
             for one in list(self.sys_enter_list):
                 one(cpu, pc, number & 0xFFFF_FFFF)
 
@@ -378,6 +381,10 @@ class FakePanda:
             assert offset is not None
             self.ram[offset : offset + len(data)] = data
 
+        self._program.put(instruction)
+
+    def do(self, instruction: Callable[[], object]) -> None:
+        """Whatever else."""
         self._program.put(instruction)
 
     def done(self, patience: float = 10.0) -> Callable[[], None]:

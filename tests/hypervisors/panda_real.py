@@ -19,7 +19,7 @@ from typing import Any
 from live.arch.x86_64 import X86_64
 from live.core.errors import GuestGone
 from live.core.memory import GuestPhysical
-from live.core.traps import Action, AsidChange, Syscall, TrapRequest, Word
+from live.core.traps import Abi, Action, AsidChange, CallFlags, Syscall, TrapRequest, Word
 from live.hypervisors.panda import PandaGuest, guest
 
 SOURCE = Path(__file__).with_name("panda_stub.c")
@@ -91,11 +91,17 @@ def watch(panda: Any, made: PandaGuest) -> dict[str, object]:
     seen["calls"] = sorted({(one.number, one.abi.name, one.pc) for one in calls})
     seen["number in a register"] = all(X86_64.asid_of(one.asid) != 0x10000 for one in calls)
 
+    flags = CallFlags(number=57, abi=Abi.NATIVE, bits=1)
+    source.arm(TrapRequest(syscalls=frozenset({57}), call_flags=frozenset({flags})))
+    calls = taken(source, 11)[1:]
+    seen["flags"] = all(one.number == 57 and one.registers["rdi"] & 1 for one in calls)
+
     source.arm(TrapRequest(words=(WORD,)))
-    moved = taken(source, 10)
+    moved = taken(source, 11)[1:]  # the first may have moved before asid changes were called back
     seen["moved"] = [
         all(one.moved and one.held for one in moved),
         {one.new_asid for one in moved} == {0x10000},
+        {one.words for one in moved} == {(WORD.gpa,)},
     ]
 
     source.arm(TrapRequest(every_syscall=Action.RECORD))

@@ -146,6 +146,7 @@ static void *execute(void *unused)
     (void)unused;
     for (uint64_t process = 1; !stopping; process++) {
         pthread_mutex_lock(&big_lock);
+        MEMBER(uint64_t, env, REGS + 7 * 8) = process;                  /* RDI: the first argument of a call */
         call(PC, 57);
         MEMBER(uint64_t, env, EIP) = 0xffffffff81000000;
         load_root((0x20000 + process % 1000 * 0x2000) | 1);

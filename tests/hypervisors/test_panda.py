@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from live.arch.x86_64 import X86_64
 from live.core.errors import GuestGone, MemoryFault, TargetError
 from live.core.memory import Asid, GuestPhysical, GuestVirtual, Segment
-from live.core.traps import Abi, Action, AsidChange, Syscall, TrapRequest, Watchpoint, Word
+from live.core.traps import Abi, Action, AsidChange, CallFlags, Syscall, TrapRequest, Watchpoint, Word
 from live.hypervisors import registry
 from live.hypervisors.panda import PandaGuest, guest
 from live.hypervisors.panda.holding import RING
@@ -52,13 +53,21 @@ def test_nothing_is_asked_of_a_machine_that_is_not_there():
     early = PandaGuest(panda, patience=0.1)
     assert early.alive()
     assert (early.info.memory, early.info.vcpus) == (0, 0)
-    for call in (lambda: early.memory, lambda: early.open(X86_64, KINDS, 1.0), lambda: early.registers.vcpus):
+    for call in (
+        lambda: early.memory,
+        lambda: early.open(X86_64, KINDS, 1.0),
+        lambda: early.registers.vcpus,
+        lambda: early.supports,
+    ):
         with pytest.raises(TargetError, match=r"call panda.run\(\)") as caught:
             call()
         check_error(caught.value)
     with Running(panda):
         assert early.memory.read(0x200000, 8) == bytes(8)
         assert (early.info.memory, early.info.vcpus, early.info.machine) == (4 << 20, 1, "x86_64")
+        assert early.supports == KINDS
+        assert early.notes == ()
+    assert early.supports == KINDS
 
 
 def test_the_reader_waits_for_the_run():
@@ -260,6 +269,122 @@ def test_what_is_settled_is_left_alone():
         assert seen(source, panda) == [(B, True), (1, True), (A, False), (2, False)]
 
 
+def test_what_is_pending_is_not_settled_and_at_once():
+    """Whatever vCPU is in it, and though it is among the settled ones."""
+    panda = FakePanda()
+    request = TrapRequest(settled=frozenset({A, B}), unsettled_asids=RECORD, unsettled_syscalls=HOLD)
+    with opened(panda) as (_, source):
+        source.arm(replace(request, asid_changes=HOLD))
+        panda.load_root(B)
+        trap = arrives(source)
+        source.arm(replace(request, pending=frozenset({B})))
+        panda.call(1)
+        panda.load_root(A)
+        panda.call(2)
+        panda.load_root(B)
+        source.resume(trap)
+        assert seen(source, panda) == [(1, True), (B, False)]
+        source.arm(request)
+        panda.call(3)
+        assert seen(source, panda) == []
+
+
+def test_a_listed_call_is_trapped_only_with_one_of_its_flags():
+    panda = FakePanda()
+    flags = {
+        CallFlags(number=56, abi=Abi.NATIVE, bits=0x100),
+        CallFlags(number=120, abi=Abi.COMPAT, bits=0x4100),
+        CallFlags(number=57, abi=Abi.COMPAT, bits=0),  # by the other table
+    }
+    request = TrapRequest(
+        syscalls=frozenset({56, 57, 120}),
+        compat_syscalls=frozenset({56, 120}),
+        call_flags=frozenset(flags),
+    )
+    with opened(panda) as (_, source):
+        source.arm(request)
+        for number, instruction, first, trapped in (
+            (56, b"\x0f\x05", 0x11, False),
+            (56, b"\x0f\x05", 0x111, True),
+            (56, b"\xcd\x80", 0x11, True),
+            (57, b"\x0f\x05", 0, True),
+            (120, b"\x0f\x05", 0, True),
+            (120, b"\xcd\x80", 0x4000, True),
+            (120, b"\x0f\x34", 0x11, False),
+            (120, b"\xcd\x80", 0x4100 << 32, False),  # 32-bit programs have the lower half
+        ):
+            panda.call(number, instruction=instruction, first=first)
+            assert seen(source, panda) == [(number, True)] * trapped, (number, instruction, hex(first))
+        source.arm(replace(request, every_syscall=RECORD))
+        panda.call(56, first=0x11)
+        panda.call(56, first=0x100)
+        assert seen(source, panda) == [(56, False), (56, True)]
+        source.arm(replace(request, unsettled_syscalls=HOLD))
+        panda.call(56, first=0x11)
+        assert seen(source, panda) == [(56, True)]
+
+
+def test_asids_that_differ_in_one_bit():
+    """Of one process whose page table is split, or of two."""
+    panda = FakePanda()
+    other = Asid(A | 0x1000)
+    with opened(panda) as (_, source):
+        source.arm(TrapRequest(asid_changes=RECORD, every_syscall=RECORD, settled=frozenset({A})))
+        panda.load_root(other)
+        panda.call(1)
+        (call,) = drain(source, panda.done(), 0.02)
+        assert call.asid == A
+        panda.load_root(A)
+        panda.done()()
+        source.arm(
+            TrapRequest(
+                split_asids=False,
+                settled=frozenset({A}),
+                unsettled_asids=HOLD,
+                unsettled_syscalls=HOLD,
+                asid_changes=RECORD,
+            )
+        )
+        panda.call(2)
+        panda.load_root(other | 5)  # a PCID
+        panda.call(3)
+        panda.load_root(A | 7)
+        there, call, back = drain(source, panda.done(), 0.02)
+        assert (there.asid, there.new_asid, there.held) == (A, other, True)
+        assert (call.number, call.asid, call.held) == (3, other, True)
+        assert (back.asid, back.new_asid, back.held) == (other, A, False)
+
+
+def test_where_a_word_has_moved_the_machine_stands_fence_or_not():
+    panda = FakePanda()
+    entry = (GuestVirtual(0xFFFF_FFFF_8160_0000), Abi.NATIVE)
+    with opened(panda) as (_, source):
+        source.arm(TrapRequest(words=(WORD,), moved_fence=frozenset({61}), entries=frozenset({entry})))
+        panda.write(WORD.gpa, b"\1")
+        panda.load_root(B)
+        trap = arrives(source)
+        assert trap.held
+        assert source.wait(0.05) is None
+        assert panda.current_asid(panda.cpus[0]) == A
+        source.resume(trap)
+        panda.done()()
+        assert panda.current_asid(panda.cpus[0]) == B
+
+
+def test_words_that_are_kept_are_not_read_anew():
+    """There may be thousands, and asid mode arms them again and again."""
+    panda = FakePanda()
+    words = tuple(Word(gpa=GuestPhysical(0x200000 + 8 * number)) for number in range(100))
+    with opened(panda) as (_, source):
+        source.arm(TrapRequest(words=words))
+        read, asked = panda.physical_memory_read, []
+        panda.physical_memory_read = lambda addr, length: asked.append(addr) or read(addr, length)
+        source.arm(TrapRequest(words=words, unsettled_asids=RECORD))
+        assert asked == []
+        source.arm(TrapRequest(words=(*words, Word(gpa=GuestPhysical(0x201000)))))
+        assert asked == [0x201000]
+
+
 def test_a_word_that_moved_holds_the_next_asid_change():
     panda = FakePanda()
     four = Word(gpa=GuestPhysical(0x200010), size=4)
@@ -274,6 +399,7 @@ def test_a_word_that_moved_holds_the_next_asid_change():
         (trap,) = drain(source, panda.done(), 0.02)
         assert isinstance(trap, AsidChange)
         assert (trap.new_asid, trap.moved, trap.held) == (C, True, True)
+        assert trap.words == (WORD.gpa, four.gpa)
         panda.write(four.gpa + 4, b"\1")  # behind it
         panda.load_root(B)
         assert seen(source, panda) == []
@@ -290,6 +416,7 @@ def test_what_moved_before_a_request_that_keeps_the_word_still_counts():
         panda.load_root(C)
         first, second = drain(source, panda.done(), 0.02)
         assert (first.moved, first.held, second.moved, second.held) == (True, True, False, False)
+        assert (first.words, second.words) == ((WORD.gpa,), ())
         source.arm(TrapRequest())
         panda.write(WORD.gpa, b"\2")
         panda.done()()
@@ -328,8 +455,9 @@ def test_what_cannot_be_trapped_is_refused(request_):
 @pytest.mark.parametrize("panda", [FakePanda(os_version=None), FakePanda(vcpus=2)], ids=["no os", "vCPUs"])
 def test_system_calls_that_cannot_be_had_are_refused(panda):
     with opened(panda) as (made, source):
-        assert source.supports == {AsidChange}
-        assert bool(made.notes) == (panda.os is None)
+        assert source.supports == made.supports == {AsidChange}
+        (note,) = made.notes
+        assert ("os_version" in note) == (panda.os is None)
         with pytest.raises(TargetError, match="System calls") as caught:
             source.arm(TrapRequest(unsettled_syscalls=HOLD))
         check_error(caught.value)

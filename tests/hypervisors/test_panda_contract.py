@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import struct
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from live.core.memory import GuestPhysical
+from live.core.traps import Word
 from live.hypervisors.panda import PandaGuest
 from live.testing import Function, GuestContract, Subject
 from tests.contract.fake import FUNCTIONS
@@ -14,16 +18,19 @@ from tests.hypervisors.panda_fake import FakePanda
 from tests.hypervisors.panda_runs import Running
 
 PLACE = 0x200000
+COUNTER = Word(gpa=GuestPhysical(0x204000))
+BORN = itertools.count(1)
 
 
 def live_and_die(panda: FakePanda, count: int) -> Callable[[], None]:
     """So many processes: their system calls, and their asids."""
     for number in range(count):
         own = 0x20000 + 0x4000 * number
-        panda.call(57)
+        panda.write(COUNTER.gpa, struct.pack("<Q", next(BORN)))
+        panda.call(56)
         panda.load_root(own | 1)  # a PCID
         panda.call(59)
-        panda.call(231)
+        panda.call(231, first=number)
         panda.load_root(0x10000)
     return panda.done()
 
@@ -37,6 +44,7 @@ def subject_of(panda: FakePanda) -> Subject:
         open=lambda: PandaGuest(panda),
         work=lambda count: live_and_die(panda, count),
         functions=[Function(address=one) for one in FUNCTIONS],
+        words=(COUNTER,),
         end=panda.end_analysis,
         put=put,
         hold=0.3,

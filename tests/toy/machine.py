@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from live.core.errors import MemoryFault
 from live.core.machine import AddressSpace, Registers
 from live.core.memory import Asid, GuestPhysical, MemoryReader
+from live.core.traps import Abi
 
 ENTRY = struct.Struct("<QQ")
 """All of a page table: (gpa at which its address space lies, bytes of it)."""
@@ -51,8 +52,8 @@ class ToyArchitecture:
     trap_registers = ("a0", "a1")
     longest_no_op = 1
 
-    def asid_of(self, root: int) -> Asid:
-        return Asid(root & ~0xF)
+    def asid_of(self, root: int, *, split: bool = True) -> Asid:
+        return Asid(root & ~0xF)  # a toy's kernel and its processes have one page table
 
     def roots(self, registers: Registers) -> frozenset[int]:
         return frozenset({registers[self.page_root] & ~0xF})
@@ -65,6 +66,12 @@ class ToyArchitecture:
 
     def cpu_base(self, registers: Registers) -> int:
         return 0
+
+    def cpu_base_in_user(self, registers: Registers) -> int:
+        return 0
+
+    def call_argument(self, registers: Registers, abi: Abi, number: int) -> int:
+        return registers[f"a{number}"]
 
     def address_space(self, memory: MemoryReader, root: int, levels: int) -> AddressSpace:
         return ToySpace(memory, root)

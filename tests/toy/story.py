@@ -66,6 +66,7 @@ class ScriptedOffer:
     """A `live.core.hypervisor.TrapOffer`: a step of the story for each time that a trap is waited for."""
 
     mode = "scripted"
+    supports: frozenset[type] = frozenset({CodeHit})
 
     def __init__(self, world: World) -> None:
         self._steps = story(world)
@@ -75,8 +76,8 @@ class ScriptedOffer:
         return None if CodeHit in kinds else "The script knows nothing but code addresses."
 
     def open(self, machine: Architecture, kinds: frozenset[type], hold: float) -> FakeSource:
-        source = FakeSource(on_wait=lambda: self._next(source))
-        source.mode = self.mode
+        source = FakeSource(on_wait=lambda: self._next(source), machine=machine)
+        source.mode, source.supports = self.mode, self.supports
         self.sources.append(source)
         return source
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from live.core.errors import MemoryFault, NoKernelFound
 from live.core.events import Identity, Process
 from live.core.hypervisor import UnplacedRam
 from live.core.machine import Architecture, Registers
-from live.core.memory import Asid, GuestVirtual, MemoryReader
+from live.core.memory import Asid, GuestPhysical, GuestVirtual, MemoryReader
 from live.core.snapshot import Counters, Happening, Moment, Snapshot, Task, comm_of
 from live.core.system import Progress, Reached, System
-from live.core.traps import Access, CodeHit, Fence, TrapRequest
+from live.core.traps import Abi, Access, CallFlags, CodeHit, Fence, Syscall, TrapRequest, Word
 from tests.toy.world import (
     DEAD,
     EXECUTED,
     EXITED,
     FORKED,
+    FORKS_AT,
     FREE,
     HEADER,
     LONGEST,
@@ -27,6 +28,7 @@ from tests.toy.world import (
     STRIDE,
     TABLE,
     TASK,
+    TASKS_AT,
     page_of,
 )
 
@@ -62,7 +64,7 @@ class ToySystem:
         """The whole table in one read, again if a process came or went meanwhile."""
         for _ in range(_TRIES):
             before = self.counters()
-            tasks = [task for at in self._slots() if (task := self.task(at)) is not None]
+            tasks = [task for at in self.slots() if (task := self.task(at)) is not None]
             torn = self.counters() != before
             if not torn:
                 break
@@ -130,8 +132,11 @@ class ToySystem:
     def points(self) -> ToyPoints:
         return ToyPoints(self)
 
+    def asids(self) -> ToyAsids:
+        return ToyAsids(self)
+
     def runs(self, registers: Registers) -> bool:
-        return bool(self.machine.roots(registers) & {page_of(at) for at in self._slots()})
+        return bool(self.machine.roots(registers) & {page_of(at) for at in self.slots()})
 
     def ticking(self) -> bool:
         before = self._header()[5]
@@ -148,11 +153,51 @@ class ToySystem:
     def symbols(self) -> bytes:
         return b"{}"
 
-    def _slots(self) -> Iterator[int]:
+    def slots(self) -> Iterator[int]:
+        """gpas of all tasks, and of free room for some."""
         return iter(range(TABLE, TABLE + SLOTS * STRIDE, STRIDE))
 
     def _header(self) -> tuple[Any, ...]:
         return HEADER.unpack(self.memory.read(0, HEADER.size))
+
+
+class ToyAsids:
+    """`live.core.system.AsidRules`: a process has an asid of its own, and a word that says that it lives."""
+
+    kernel: frozenset[Asid] = frozenset()
+    words: Sequence[Word] = (
+        Word(gpa=GuestPhysical(FORKS_AT)),
+        Word(gpa=GuestPhysical(TASKS_AT), size=4),
+    )
+    syscalls = compat_syscalls = waits = frozenset[int]()
+    call_flags: frozenset[CallFlags] = frozenset()
+    entries: frozenset[tuple[GuestVirtual, Abi]] = frozenset()
+
+    def __init__(self, system: ToySystem) -> None:
+        self._system = system
+
+    def marks(self, task: Task) -> Sequence[Word]:
+        return (Word(gpa=GuestPhysical(task.address), size=4),)  # its state
+
+    def unfinished(self, task: Task) -> bool:
+        return False
+
+    def shares(self, call: Syscall) -> bool:
+        return False
+
+    def caller(self, call: Syscall) -> int:
+        """Whose page is in force."""
+        return next((at for at in self._system.slots() if page_of(at) == call.asid), 0)
+
+    def task(self, address: int) -> Task | None:
+        try:
+            return self._system.task(address)
+        except MemoryFault:
+            return None
+
+    def newest(self, known: Callable[[int], Identity | None]) -> Sequence[Task] | None:
+        """The table has no order."""
+        return None
 
 
 class ToyPoints:

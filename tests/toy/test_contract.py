@@ -9,7 +9,7 @@ from live.core.traps import AsidChange, CodeHit, Syscall
 from live.testing import Function, GuestContract, Subject
 from tests.contract.fake import FakeGuest, FakeMachine
 from tests.toy.hypervisor import ToyGuest
-from tests.toy.system import TOY
+from tests.toy.system import TOY, ToyAsids
 from tests.toy.world import EXECUTED, EXITED, FORKED, PAGES, World, page_of
 
 
@@ -39,7 +39,7 @@ class TestToyWithEverything(GuestContract):
             shell, child = page_of(world.shell), world.fork(2)
             machine.reach(CodeHit, child, pc=FORKED, asid=shell)
             machine.reach(AsidChange, new_asid=Asid(page_of(child)), asid=shell)
-            machine.reach(Syscall, number=1, asid=page_of(child))
+            machine.reach(Syscall, child, number=1, asid=page_of(child))
             world.execute(child, b"ls", b"/bin/ls")
             machine.reach(CodeHit, child, pc=EXECUTED, asid=page_of(child))
             machine.reach(Syscall, number=2, asid=page_of(child))
@@ -56,6 +56,7 @@ class TestToyWithEverything(GuestContract):
             open=lambda: FakeGuest(machine, runs=[Run(0, 0, len(world.ram))]),
             work=machine.work,
             functions=[Function(address=one) for one in (FORKED, EXECUTED, EXITED)],
+            words=ToyAsids.words,
             pause=machine.pause,
             resume=machine.resume,
             end=machine.end,

@@ -22,6 +22,8 @@ TASK = struct.Struct("<IIIIQII16s")
 """State, pid, ppid, generation, ns since boot at which it began, exit code, uid, name."""
 TABLE, SLOTS, STRIDE = 0x100, 8, 64
 PAGES, ARGUMENTS, LONGEST = 0x1000, 0x100, 0x100
+FORKS_AT, TASKS_AT = 24, 32
+"""gpas of two counters in the header, of 8 and 4 bytes."""
 RAM = PAGES + SLOTS * 0x1000
 FREE, LIVE, DEAD = 0, 1, 2
 FORKED, EXECUTED, EXITED = (GuestVirtual(0xF000 + 16 * number) for number in range(3))

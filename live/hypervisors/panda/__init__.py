@@ -26,10 +26,15 @@ syscalls2, before a system call (``on_all_sys_enter``).  Both run on the one thr
 and QEMU's big lock is held meanwhile: while a trap is held, the whole machine stands, its monitor and its
 disks too.  Reading memory and registers takes no lock, so the reader can.
 
+No code address can be trapped, so what is watched is watched in asid mode (`live.core.asids`).  There are no
+fences: where a word has moved, the machine stands.
+
 Known warts: syscalls2 takes every system call for one of the first vCPU, so with several vCPUs none can be
 trapped; it wants to be told the operating system (``os_version``).  Each callback is Python, and takes
-microseconds of the guest's time; the one of system calls goes on, doing nothing, until the first asid change
-after it is not wanted any more, because PANDA's list of callbacks may be changed on its own thread only.
+microseconds of the guest's time, and each word that is compared at an asid change takes about three more
+(pandare over a stand-in), while the machine stands.  The callback of system calls goes on, doing nothing,
+until the first asid change after it is not wanted any more, because PANDA's list of callbacks may be changed
+on its own thread only.
 """
 
 from live.hypervisors.panda.guest import PandaGuest, guest

@@ -15,7 +15,7 @@ from live.hypervisors.panda.api import Panda
 from live.hypervisors.panda.callbacks import Callbacks
 from live.hypervisors.panda.machine import Machine
 from live.hypervisors.panda.memory import PandaMemory
-from live.hypervisors.panda.source import MODE, PandaSource
+from live.hypervisors.panda.source import MODE, PandaSource, supported
 
 MACHINE = "x86_64"
 """The architecture that is known here, as PANDA and `Architecture.name` both have it."""
@@ -46,13 +46,23 @@ class PandaGuest:
         self._memory: PandaMemory | None = None
         self._source: PandaSource | None = None
         self.registers: RegisterReader = self._machine
+        self._supports: frozenset[type] | None = None
         self.offers = (self,)
-        self.notes: Sequence[str] = ()
-        if panda.os is None:
-            self.notes = (
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Why its system calls cannot be trapped; of several vCPUs it is known when it runs."""
+        if self._panda.os is None:
+            return (
                 "PANDA was not told the guest's operating system (os_version), so system calls cannot be "
                 "trapped",
             )
+        if self.info.vcpus > 1:
+            return (
+                "PANDA takes every system call for one of the first vCPU, so with several vCPUs (-smp) "
+                "system calls cannot be trapped",
+            )
+        return ()
 
     @property
     def info(self) -> GuestInfo:
@@ -94,6 +104,16 @@ class PandaGuest:
     # -- the offer
 
     mode = MODE
+
+    @property
+    def supports(self) -> frozenset[type]:
+        """See `live.core.hypervisor.TrapOffer.supports`.
+
+        Waits for the run to begin, once.  Raises `TargetError`, `GuestGone`.
+        """
+        if self._supports is None:
+            self._supports = supported(self._machine)
+        return self._supports
 
     def reluctance(self, kinds: frozenset[type]) -> str | None:
         """See `live.core.hypervisor.TrapOffer.reluctance`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from live.core.machine import Architecture, Registers
-from live.core.memory import Asid, GuestVirtual, MemoryReader
+from live.core.memory import Asid, GuestPhysical, GuestVirtual, MemoryReader
 from live.core.traps import (
     Abi,
     AsidChange,
@@ -26,6 +26,17 @@ from live.hypervisors.panda.machine import Machine
 MODE = "panda"
 _NUMBER = (1 << 32) - 1
 """The bits of a system call's number."""
+
+
+def supported(machine: Machine) -> frozenset[type]:
+    """The classes of traps that can be had of a machine: system calls only if PANDA can tell whose they are.
+
+    Waits for the run to begin.  Raises `GuestGone`, `TargetError`.
+    """
+    kinds: set[type] = {AsidChange}
+    if len(machine.vcpus) == 1 and machine.panda.os is not None:
+        kinds.add(Syscall)
+    return frozenset(kinds)
 
 
 class PandaSource:
@@ -49,11 +60,7 @@ class PandaSource:
         hold: float,
     ) -> None:
         """``hold``: seconds that the machine stands at most.  Raises `GuestGone`, `TargetError`."""
-        one_vcpu = len(machine.vcpus) == 1
-        kinds: set[type] = {AsidChange}
-        if one_vcpu and machine.panda.os is not None:
-            kinds.add(Syscall)
-        self.supports: frozenset[type] = frozenset(kinds)
+        self.supports = supported(machine)
         self._machine, self._panda = machine, machine.panda
         self._callbacks, self._memory, self._architecture = callbacks, memory, architecture
         self._filter = Filter(TrapRequest())
@@ -70,10 +77,11 @@ class PandaSource:
     def arm(self, request: TrapRequest) -> None:
         """See `live.core.traps.TrapSource.arm`.  Raises `MemoryFault` for a word that is not in guest RAM."""
         self._require()
-        refuse(request, Syscall in self.supports)
         asked = Filter(request)
+        refuse(asked, Syscall in self.supports)
         with self._queue.lock:
-            self._words = Words(request.words, self._read, self._words)
+            if request.words != self._filter.request.words:
+                self._words = Words(request.words, self._read, self._words)
             self._filter = asked
         self._callbacks.want(asids=asked.asids, syscalls=asked.syscalls)
 
@@ -114,25 +122,32 @@ class PandaSource:
     # -- on the thread of the vCPUs
 
     def _on_asid(self, cpu: Cpu, old: int, new: int) -> bool:
-        asid, new_asid = self._architecture.asid_of(old), self._architecture.asid_of(new)
-        if asid == new_asid:
-            return False
         with self._queue.lock:
-            if self._filter.asids:
-                moved = self._words.moved()
-                make = functools.partial(self._asid_change, cpu, asid, new_asid, moved)
-                self._queue.put(self._filter.asid_change(new_asid, moved), make)
+            asid, new_asid = self._asid_of(old), self._asid_of(new)
+            if self._filter.asids and asid != new_asid:
+                words = self._words.moved()
+                make = functools.partial(self._asid_change, cpu, asid, new_asid, words)
+                self._queue.put(self._filter.asid_change(new_asid, bool(words)), make)
         return False
 
     def _on_syscall(self, cpu: Cpu, pc: int, number: int) -> None:
         if not self._filter.syscalls:
             return
-        asid = self._architecture.asid_of(self._panda.current_asid(cpu))
+        root = self._panda.current_asid(cpu)
         number &= _NUMBER
-        abi = functools.partial(self._abi, cpu, pc)
+        abi, argument = functools.partial(self._abi, cpu, pc), functools.partial(self._argument, cpu)
         with self._queue.lock:
-            action = self._filter.syscall(asid, number, abi)
+            asid = self._asid_of(root)
+            action = self._filter.syscall(asid, number, abi, argument)
             self._queue.put(action, functools.partial(self._syscall, cpu, asid, pc, number))
+
+    def _asid_of(self, root: int) -> Asid:
+        """As the request tells them apart; with the lock."""
+        return self._architecture.asid_of(root, split=self._filter.request.split_asids)
+
+    def _argument(self, cpu: Cpu, abi: Abi) -> int:
+        """The first one of the system call that is about to be made."""
+        return self._architecture.call_argument(self._registers(cpu), abi, 0)
 
     def _abi(self, cpu: Cpu, pc: int) -> Abi:
         """Of the instruction that is about to execute; native if it cannot be read any more."""
@@ -141,14 +156,17 @@ class PandaSource:
         except ValueError:
             return Abi.NATIVE
 
-    def _asid_change(self, cpu: Cpu, asid: Asid, new_asid: Asid, moved: bool, moment: Moment) -> Trap:
+    def _asid_change(
+        self, cpu: Cpu, asid: Asid, new_asid: Asid, words: tuple[GuestPhysical, ...], moment: Moment
+    ) -> Trap:
         return AsidChange(
             vcpu=VcpuIndex(int(cpu.cpu_index)),
             asid=asid,
             pc=GuestVirtual(int(self._panda.arch.get_pc(cpu))),
             registers=self._registers(cpu),
             new_asid=new_asid,
-            moved=moved,
+            moved=bool(words),
+            words=words,
             sequence=moment.sequence,
             time_ns=moment.time_ns,
             held=moment.held,
