@@ -82,6 +82,8 @@ def choose(
     offers = guest.offers if mode == AUTO else ()
     for offer in offers:
         if not offer.supports & kinds:
+            if not ASID_TRAPS["asid"].needs <= offer.supports:
+                skipped[offer.mode] = "it traps neither the kernel's functions nor both asids and system calls"
             continue
         reason = offer.reluctance(kinds)
         if reason is not None:
@@ -107,10 +109,18 @@ def choose(
 
 def _by_asids(guest: Guest, machine: Architecture, mode: str, hold: float) -> Choice:
     needs = ASID_TRAPS[mode].needs
+    failed: TargetError | None = None
     for offer in guest.offers:
-        if needs <= offer.supports:
+        if not needs <= offer.supports:
+            continue
+        try:
             choice = _chosen(offer.open(machine, needs, hold), {})
-            return replace(choice, mode=mode, guarantee=ASID_TRAPS[mode].guarantee)
+        except TargetError as error:
+            failed = failed or error
+            continue
+        return replace(choice, mode=mode, guarantee=ASID_TRAPS[mode].guarantee)
+    if failed is not None:
+        raise failed
     raise TargetError(
         f"{guest.info.name} cannot be watched in {mode} mode: nothing that it offers traps asid changes"
         f"{' and system calls' if Syscall in needs else ''}; it can be watched in: {_modes_of(guest)}."
