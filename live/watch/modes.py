@@ -83,7 +83,7 @@ def choose(
     for offer in offers:
         if not offer.supports & kinds:
             if not ASID_TRAPS["asid"].needs <= offer.supports:
-                skipped[offer.mode] = "it traps neither the kernel's functions nor both asids and system calls"
+                skipped[offer.mode] = "it traps neither the kernel's functions nor asids with system calls"
             continue
         reason = offer.reluctance(kinds)
         if reason is not None:
