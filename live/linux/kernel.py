@@ -325,13 +325,15 @@ class LinuxKernel:
             return self._task(address, found._replace(mm=0), signal)
 
     def backwards(self) -> Iterator[Task]:
-        """The tasks on the list, the newest first; bounded.  Raises `MemoryFault`."""
+        """The tasks on the list, the newest first; bounded.  Raises `MemoryFault`, for a loop, too."""
         address = self._init_task
         seen: set[int] = set()
         for _ in range(MAX_TASKS):
             address = self._previous(address)[0] - self._tasks_offset
-            if address == self._init_task or address in seen:
+            if address == self._init_task:
                 return
+            if address in seen:
+                raise MemoryFault(address, "the task list bites its tail", "virtual")
             seen.add(address)
             yield self.read_task(address)
 
