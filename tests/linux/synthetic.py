@@ -259,6 +259,7 @@ class SyntheticGuest:
         offset = TYPES["task_struct"]["tasks"][0]
         for here, after in zip(self.tasks, [*self.tasks[1:], self.tasks[0]], strict=True):
             self.put(here + offset, "<Q", after + offset)
+            self.put(after + offset + 8, "<Q", here + offset)
 
     def counters(self, forks, threads, cursor):
         self.put(self.global_("total_forks"), "<Q", forks)
