@@ -59,6 +59,7 @@ WORKLOADS = {
     "... by a library": "/programs/getppid 100000",
     "200 fork + exec": "for i in $(seq 200); do /bin/true; done",
     "... bare": "/programs/fork-exec 200",
+    "idle": "sleep 1",
     "shell loop": "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done",
 }
 PANDA = {
@@ -68,6 +69,7 @@ PANDA = {
     "... by a library": "-",
     "200 fork + exec": "2.5",
     "... bare": "-",
+    "idle": "-",
     "shell loop": "3.5",
 }
 RATED = "vfs_write"
