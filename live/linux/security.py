@@ -44,7 +44,9 @@ class SecurityReader:
         self._kernel, self._memory = kernel, kernel.memory
         self._task = self._reader("task_struct", field("atomic_flags"), field("seccomp.mode"))
         self._audit = self._reader("task_struct", field("loginuid.val", "loginuid"), field("sessionid"))
-        self._cred = self._reader("cred", *(field(f"cap_{name}") for name in _CAPABILITIES))
+        self._cred = self._reader(
+            "cred", *(field(f"cap_{name}.val", f"cap_{name}.cap") for name in _CAPABILITIES)
+        )
         self._ids = self._reader("cred", *(field(f"{name}.val", name) for name in _IDS), field("user_ns"))
         self._tty = self._reader("signal_struct", field("tty"))
         self._of_tty = self._reader("tty_struct", field("driver"), field("index"))
@@ -69,7 +71,7 @@ class SecurityReader:
         capabilities = _values(self._cred, cred, len(_CAPABILITIES))
         uid, gid, euid, egid, namespace = _values(self._ids, cred, 5)
         return Security(
-            capabilities=None if None in capabilities else Capabilities(*capabilities),
+            capabilities=None if None in capabilities else Capabilities(*map(_mask, capabilities)),
             no_new_privs=None if flags is None else bool(flags & _NO_NEW_PRIVS),
             seccomp=mode,
             login_uid=None if login == UNSET else login,
@@ -117,6 +119,11 @@ class SecurityReader:
             if lower <= number < lower + length:
                 return first + number - lower
         return OVERFLOW
+
+
+def _mask(value: int | bytes) -> int:
+    """A `kernel_cap_t`: an array of two u32 before 6.3 (kernel commit f122a08b197d)."""
+    return value if isinstance(value, int) else int.from_bytes(value, "little")
 
 
 def _extents(raw: bytes) -> list[tuple[int, int, int]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.guest.truth import Truth, TruthExec
+from tests.guest.truth import Truth, TruthExec, TruthProcess
 
 Document = Mapping[str, Any]
 
@@ -104,7 +104,7 @@ class _Lives:
         self.orphans: dict[Identity, dict[tuple[str, int], set[object]]] = {}
         """Of an event soon before or after its parent's end, by its kind and number: that one, and init."""
         self.kernel: set[Identity] = set()
-        """Those that are kernel threads, and never become a process."""
+        """Those that are kernel threads, or a kernel worker's child, and never become a process."""
 
     def add(self, kind: str, identity: Identity, *what: object) -> None:
         self.of(identity)[kind].append(what)
@@ -195,7 +195,7 @@ def _real(truth: Truth) -> _Lives:
     ends = {(p.tgid, p.start): p.ended.ts for p in truth.processes(kernel=True) if p.ended is not None}
     for process in truth.processes(kernel=True):
         parent = process.parent
-        if process.kernel:
+        if process.kernel or _is_helper(process):
             lives.kernel.add((process.tgid, process.start))
         ended = ends.get((parent.tgid, parent.start)) if parent is not None else None
         if parent is not None and ended is not None:
@@ -210,6 +210,14 @@ def _real(truth: Truth) -> _Lives:
     for _, kind, identity, what in sorted(placed, key=lambda event: event[0]):
         lives.add(kind, identity, *what)
     return lives
+
+
+def _is_helper(process: TruthProcess) -> bool:
+    """Whether it is a kernel worker's child that never execs: no kernel thread any more since 5.19 (kernel
+    commit 343f4c49f243), and without an mm.
+    """
+    forked = process.forked
+    return forked is not None and forked.comm.startswith("kworker/") and not process.execs
 
 
 def _image(executed: TruthExec) -> tuple[object, ...]:
