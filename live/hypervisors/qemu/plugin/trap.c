@@ -93,7 +93,11 @@ static void on_cr3(unsigned v, void *data)
 {
     struct event e = {.kind = ASID_CHANGE, .vcpu = v, .pc = vaddr_of(data)};
     const struct filter *f = after_fences(v, enter(v));
-    leave(v, f, &e, filter_cr3(f, &e, extra_of(data)));
+    enum action action = filter_cr3(f, &e, extra_of(data));
+    uint64_t left = action == RECORD && f->head.unsettled_asid == RECORD ? filter_asid(f, e.cr3) : 0;
+    leave(v, f, &e, action);
+    if (left)
+        asid_left(left, e.sequence);
 }
 
 static void on_code(unsigned v, void *data)
