@@ -5,7 +5,7 @@ import pytest
 from live.linux.layout import field
 from live.linux.paths import PathReader
 from live.watch.session import Session
-from tests.guest import Guest
+from tests.guest import Guest, kernels
 
 KERNELS = [
     "5.10",
@@ -34,11 +34,13 @@ CASES = {
     "memfd": (),
     "tmpfile": (),
     "deep": (),
+    "overlay": (),
     "bytes-4095": (),
     "bytes-4096": (),
     "bytes-5000": (),
 }
 ENAMETOOLONG = "!36"
+HELD = 40
 
 
 def place(guest: Guest, case: str):
@@ -60,6 +62,9 @@ def described(guest: Guest, pid: int):
 @pytest.mark.parametrize("case", CASES)
 def test_a_path_is_what_the_kernel_says(boot, kernel, case):
     guest = boot(kernel=kernel)
+    if case == "overlay":
+        guest.push(kernels.module(kernel, "overlay.ko"), "/tmp/overlay.ko")
+        guest.run("insmod /tmp/overlay.ko; rm /tmp/overlay.ko")
     job, (exe, cwd, getcwd) = place(guest, case)
     try:
         process = described(guest, job.wait_pid())
@@ -93,7 +98,7 @@ def test_a_file_without_a_place_has_the_name_that_its_file_system_gives(boot, ke
             paths = PathReader(linux)
             (fs,) = linux.unpacker("task_struct", (field("fs"),))(task.address)
             seen = [
-                paths.text(paths.file(linux.memory.u64(at + 8 * (10 + number))), paths.root(fs))
+                paths.text(paths.file(linux.memory.u64(at + 8 * (HELD + number))), paths.root(fs))
                 for number in range(len(said))
             ]
         assert seen == said

@@ -1,6 +1,6 @@
 /* paths CASE: a process in a place that is hard to name, which stays. It prints what the links /proc/self/exe and
  * /proc/self/cwd say, then getcwd(2), one a line ("!errno" if there is none); `paths fds` one line for each file
- * that it holds, from 10 on. All mounts are in a namespace of its own, below /tmp/w. */
+ * that it holds, from 40 on. All mounts are in a namespace of its own, below /tmp/w. */
 #include "lab.h"
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -11,6 +11,7 @@
 
 #define W "/tmp/w"
 #define PROC 9 /* an open /proc: reachable from whatever root */
+#define HELD 40 /* first of the files of `paths fds`, beyond those that open() gives */
 #define OUTSIDE 8 /* W, open as well */
 #define MUST(call) need((call) >= 0, #call)
 
@@ -223,7 +224,7 @@ static void say(const char *link)
 
 static void files(void)
 {
-	int pair[2], held = 10;
+	int pair[2], held = HELD;
 
 	MUST(pipe(pair));
 	int all[] = { pair[0], socket(AF_UNIX, SOCK_STREAM, 0), eventfd(0, 0), memfd_create("ghost", 0),
