@@ -128,6 +128,11 @@ class Process:
     the gpa of its top-level page table (None for a kernel thread).  ``start_ns`` is UTC in ns since
     the epoch by the guest's own clock.  ``generation`` is `self_exec_id`: it tells images of one
     process apart.  ``comm`` has at most 15 bytes, as the kernel keeps it.
+
+    ``exe`` and ``cwd`` are what the links of /proc/PID show to a process with the same root, with the
+    kernel's `` (deleted)`` behind an unlinked name.  One to which the root does not lead (a chroot, another
+    mount namespace, a tree that was unmounted while in use) begins with ``(unreachable)``, as getcwd(2) has
+    it.  A program without a file has the name that the kernel makes for it: ``/memfd:NAME (deleted)``.
     """
 
     identity: Identity
