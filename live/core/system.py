@@ -168,6 +168,12 @@ class OperatingSystem(Protocol):
     def revisit(self, task: Task) -> Task | None:
         """A task that has left the list, with its exit code, if its memory still holds it."""
 
+    def uptime(self) -> int | None:
+        """The guest's boot clock now, ns, as `Identity.start` has it; None if it cannot be read.
+
+        Not ahead of the truth, and no more than a timer tick behind while the guest runs.
+        """
+
     def describe(self, task: Task, *, standing: bool = False) -> Process:
         """Everything that is known of a task, now.
 

@@ -7,10 +7,8 @@ import uuid
 
 from live.core.errors import MemoryFault
 from live.core.system import System
+from live.linux.clock import KernelClock
 from live.linux.kernel import LinuxKernel
-from live.linux.layout import field
-
-_NS = 1_000_000_000
 
 
 def read_system(kernel: LinuxKernel) -> System:
@@ -20,13 +18,13 @@ def read_system(kernel: LinuxKernel) -> System:
     has used it, an id is derived from KASLR's choices and the start of the first process.  Guest memory
     never makes this raise.
     """
-    boot_id = _boot_id(kernel)
+    boot_id, clocks = _boot_id(kernel), KernelClock(kernel).read()
     return System(
         hostname=_uts(kernel, "nodename"),
         release=_uts(kernel, "release"),
         boot_id=str(boot_id or _derived(kernel)),
         boot_id_known=boot_id is not None,
-        boot_ns=_boot_ns(kernel),
+        boot_ns=clocks.epoch_ns if clocks else None,
     )
 
 
@@ -58,33 +56,3 @@ def _derived(kernel: LinuxKernel) -> uuid.UUID:
     first = next((task for task in kernel.snapshot(0, "").tasks if task.identity.pid == 1), None)
     seed = (place.kaslr_shift, place.phys_base, kernel.memory.direct, first.identity if first else None)
     return uuid.UUID(bytes=hashlib.sha256(repr(seed).encode()).digest()[:16], version=5)
-
-
-def now_ns(kernel: LinuxKernel) -> int:
-    """The guest's own wall clock, UTC ns since the epoch; 0 if its `timekeeper` cannot be read."""
-    found = _timekeeper(kernel, "xtime_sec", "tkr_mono.xtime_nsec", "tkr_mono.shift")
-    if found is None:
-        return 0
-    seconds, fraction, shift = found
-    return seconds * _NS + (fraction >> min(shift, 63)) % _NS
-
-
-def _boot_ns(kernel: LinuxKernel) -> int | None:
-    found = _timekeeper(kernel, "offs_real", "offs_boot")
-    # Both are offsets from the monotonic clock, in ns.
-    return found[0] - found[1] if found is not None else None
-
-
-def _timekeeper(kernel: LinuxKernel, *members: str) -> tuple[int, ...] | None:
-    """Members of the core `struct timekeeper`; None if it cannot be read."""
-    # From 6.17 tk_core is a macro for the first element of timekeeper_data[].
-    address = kernel.symbol("tk_core", "timekeeper_data")
-    if address is None:
-        return None
-    # Both hold a seqcount and the timekeeper; the struct has a tag (tk_data) since 6.13.
-    inner = kernel.symbols.member("tk_data", "timekeeper")
-    read = kernel.unpacker("timekeeper", tuple(map(field, members)))
-    try:
-        return read(address + (inner.offset if inner else 8))
-    except MemoryFault:
-        return None

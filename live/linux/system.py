@@ -18,7 +18,8 @@ from live.core.memory import MemoryReader
 from live.core.snapshot import Counters, Snapshot, Task
 from live.core.system import Progress, System
 from live.linux.asids import LinuxAsids
-from live.linux.boot import now_ns, read_system
+from live.linux.boot import read_system
+from live.linux.clock import KernelClock
 from live.linux.details import ProcessReader
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import SymbolTable
@@ -29,6 +30,8 @@ from symbols.cache import Cache
 from symbols.guest import find_kernel, symbol_table
 
 _TICK_S = 0.5
+_CURRENT = "current"
+"""In the header of a recording: its steps have read what `LinuxSystem.uptime` reads."""
 
 
 class LinuxSystem:
@@ -46,13 +49,16 @@ class LinuxSystem:
         *,
         notes: tuple[str, ...] = (),
         system: System | None = None,
+        current: bool = True,
     ) -> None:
         """``record``: the kernel's identity; ``system``: the boot's, read from memory if None.
 
-        Raises `SymbolsMissing`.
+        ``current``: the memory holds the kernel's clock as it is at each step; not so in recordings that were
+        made before its clock was read at each step.  Raises `SymbolsMissing`.
         """
         self.kernel, self.record, self.notes = kernel, record, notes
         self.system = system or read_system(kernel)
+        self._clock, self._current = KernelClock(kernel), current
         self.processes = ProcessReader(kernel, self.system.boot_ns)
 
     @property
@@ -76,6 +82,11 @@ class LinuxSystem:
     def revisit(self, task: Task) -> Task | None:
         """See `live.core.system.OperatingSystem.revisit`."""
         return self.kernel.revisit(task)
+
+    def uptime(self) -> int | None:
+        """See `live.core.system.OperatingSystem.uptime`."""
+        clocks = self._clock.read() if self._current else None
+        return clocks.boot_ns if clocks else None
 
     def describe(self, task: Task, *, standing: bool = False) -> Process:
         """See `live.core.system.OperatingSystem.describe`."""
@@ -115,11 +126,11 @@ class LinuxSystem:
     def ticking(self) -> bool:
         """Whether the guest's wall clock advances within `_TICK_S` seconds; takes no longer than that."""
         self.memory.refresh()
-        before, until = now_ns(self.kernel), time.monotonic() + _TICK_S
+        before, until = self._clock.read(), time.monotonic() + _TICK_S
         while time.monotonic() < until:
             time.sleep(_TICK_S / 25)
             self.memory.refresh()
-            if now_ns(self.kernel) != before:
+            if self._clock.read() != before:
                 return True
         return False
 
@@ -130,7 +141,7 @@ class LinuxSystem:
 
     def recorded(self) -> Mapping[str, Any]:
         """See `live.core.system.OperatingSystem.recorded`."""
-        return self.record.encode()
+        return {**self.record.encode(), _CURRENT: True}
 
     def symbols(self) -> bytes:
         """The symbol table as ISF text.  Raises `SymbolsMissing` if its file cannot be read."""
@@ -186,7 +197,8 @@ class LinuxFinder:
             path = Path(directory) / "recorded.json"
             path.write_bytes(symbols)
             found = LinuxKernel(memory, SymbolTable(path), record.place, machine)
-        return LinuxSystem(found, record, system=system)
+        current = isinstance(kernel, Mapping) and kernel.get(_CURRENT) is True
+        return LinuxSystem(found, record, system=system, current=current)
 
 
 LINUX = LinuxFinder()

@@ -17,7 +17,7 @@ from typing import Any
 from live.core.events import Event, Identity, Process, ProcessEnd, ProcessExec, ProcessStart, StartReason
 from live.core.system import System
 from live.core.text import encodable
-from live.output.columns import command_line, process_of, reason, signal_name
+from live.output.columns import command_line, died, guest_ns, lifetime_ns, process_of, reason, signal_name
 from live.output.contract import Context, Sink
 
 _ACTIONS = {StartReason.RUNNING: "running", StartReason.FORK: "fork", StartReason.EXEC: "exec"}
@@ -53,6 +53,7 @@ def document(event: Event, system: System, *, host: str, mode: str) -> dict[str,
                 "category": ["process"],
                 "type": [_type(event)],
                 "action": action,
+                "duration": lifetime_ns(event),
             },
             "host": {
                 "name": host,
@@ -73,6 +74,7 @@ def document(event: Event, system: System, *, host: str, mode: str) -> dict[str,
                 "asid": f"{process.asid:#x}" if process.asid is not None else None,
                 "task": f"{process.task:#x}",
                 "start_boottime": process.identity.start,
+                "boottime": occasion.boottime,
                 "generation": process.generation,
                 "kernel_thread": process.kernel or None,
                 "args_truncated": process.args_truncated or None,
@@ -137,7 +139,7 @@ def _process(event: Event, process: Process, system: System) -> dict[str, Any]:
         "working_directory": process.cwd,
         "entity_id": entity_id(system, process.identity),
         "start": _time(process.start_ns),
-        "end": _time(event.occasion.time_ns) if _died(event) else None,
+        "end": _time(guest_ns(event)) if died(event) else None,
         "exit_code": _exit_code(event),
         "real_user": {"id": _string(process.uid)},
         "real_group": {"id": _string(process.gid)},
@@ -156,11 +158,7 @@ def _type(event: Event) -> str:
     """ECS event.type.  The end of an image at exec is a change: the process and its entity_id live on."""
     if isinstance(event, ProcessStart):
         return "info" if event.reason is StartReason.RUNNING else "start"
-    return "end" if _died(event) else "change"
-
-
-def _died(event: Event) -> bool:
-    return isinstance(event, ProcessEnd) and event.reason.value != "exec"
+    return "end" if died(event) else "change"
 
 
 def _exit_code(event: Event) -> int | None:

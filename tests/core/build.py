@@ -1,5 +1,7 @@
 """Short ways to make tasks, snapshots and a tracker over them."""
 
+from dataclasses import replace
+
 from live.core.events import Identity, Occasion, Process, ProcessEnd, ProcessExec
 from live.core.snapshot import Counters, Snapshot, Task
 from live.core.tracker import Tracker
@@ -57,6 +59,10 @@ def tracker(revisit=lambda _: None):
 
 
 NOW = Occasion(time_ns=0, trigger="test")
+
+
+def replace_time(occasion, time_ns):
+    return replace(occasion, time_ns=time_ns)
 
 
 def drain(tracker):

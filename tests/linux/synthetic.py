@@ -97,9 +97,29 @@ TYPES = {
     "dentry": {"d_hash": (0, "hlist_bl_node"), "d_parent": (24, _P), "d_name": (32, "qstr")},
     "vfsmount": {"mnt_root": (0, _P)},
     "mount": {"mnt_parent": (0, _P), "mnt_mountpoint": (8, _P), "mnt": (16, "vfsmount")},
-    "timekeeper": {"offs_real": (0, _S64), "offs_boot": (8, _S64)},
+    "tk_read_base": {"xtime_nsec": (0, _U64), "base": (8, _S64), "shift": (16, _U32)},
+    "timekeeper": {
+        "offs_real": (0, _S64),
+        "offs_boot": (8, _S64),
+        "xtime_sec": (16, _U64),
+        "tkr_mono": (24, "tk_read_base"),
+    },
+    # As on PREEMPT_RT: a counter, and the lock that belongs to it.
+    "seqcount": {"sequence": (0, _U32)},
+    "seqcount_raw_spinlock": {"seqcount": (0, "seqcount"), "lock": (8, _P)},
+    "unnamed_1": {"seq": (0, "seqcount_raw_spinlock"), "timekeeper": (16, "timekeeper")},
 }
-SIZES = {"list_head": 16, "atomic_t": 4, "kuid_t": 4, "kgid_t": 4, "path": 16, "upid": 16, "qstr": 16}
+SIZES = {
+    "list_head": 16,
+    "atomic_t": 4,
+    "kuid_t": 4,
+    "kgid_t": 4,
+    "path": 16,
+    "upid": 16,
+    "qstr": 16,
+    "seqcount": 4,
+}
+SIZES |= {"seqcount_raw_spinlock": 16, "tk_read_base": 24}
 SYMBOLS = {
     "init_task": 0x1000,
     "total_forks": 0x100,
@@ -108,6 +128,8 @@ SYMBOLS = {
     "page_offset_base": 0x110,
     "_end": 0x8000,
 }
+MORE = {"tk_core": 0x400}
+"""Symbols of guests that ask for them."""
 
 
 def _type(kind):
@@ -121,8 +143,14 @@ def _type(kind):
     return {"kind": "base" if kind in _BASE else "struct", "name": kind}
 
 
-def write_isf(path, drop=()):
-    """Write the ISF; members in ``drop`` ("type.member") are left out."""
+def write_isf(path, drop=(), more=None):
+    """Write the ISF; types and members in ``drop`` ("type.member") are left out.
+
+    ``more``: symbols of `MORE`, with their types or None.
+    """
+    found = {name: {"address": START_KERNEL_MAP + at} for name, at in SYMBOLS.items()}
+    for name, kind in (more or {}).items():
+        found[name] = {"address": START_KERNEL_MAP + MORE[name], **({"type": _type(kind)} if kind else {})}
     base = {
         name: {"size": size, "signed": signed, "kind": kind, "endian": "little"}
         for name, (size, signed, kind) in _BASE.items()
@@ -143,8 +171,9 @@ def write_isf(path, drop=()):
                 },
             }
             for name, members in TYPES.items()
+            if name not in drop
         },
-        "symbols": {name: {"address": START_KERNEL_MAP + at} for name, at in SYMBOLS.items()},
+        "symbols": found,
     }
     path.write_text(json.dumps(document))
     return path
@@ -169,9 +198,9 @@ class Memory(InPlace):
 class SyntheticGuest:
     """Builds tasks; `kernel()` gives the introspection over them."""
 
-    def __init__(self, tmp_path, drop=(), mapped=True):
+    def __init__(self, tmp_path, drop=(), mapped=True, more=None):
         self.ram = bytearray(RAM)
-        self.isf = write_isf(tmp_path / "synthetic.json", drop)
+        self.isf = write_isf(tmp_path / "synthetic.json", drop, more)
         self.memory = Memory(self.ram, mapped)
         self._free = 0x40000
         self.dtb = self.allocate(4096, align=0x2000) - DIRECT
@@ -183,7 +212,7 @@ class SyntheticGuest:
         self.link()
 
     def global_(self, name):
-        return START_KERNEL_MAP + SYMBOLS[name] + SHIFT
+        return START_KERNEL_MAP + {**SYMBOLS, **MORE}[name] + SHIFT
 
     def gpa(self, address):
         if address >= START_KERNEL_MAP:
