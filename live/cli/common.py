@@ -74,6 +74,13 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the guest of process N, whatever hypervisor it is, by its memory alone (the same as process:N)",
     )
+    parser.add_argument(
+        "--max-args",
+        type=size,
+        metavar="BYTES",
+        help="how much of a command line to keep; of a longer one, the rest is left out, and "
+        "pse.args_truncated is set (default: 131072)",
+    )
 
 
 def target_of(arguments: argparse.Namespace) -> str | None:
@@ -140,21 +147,29 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def attached(target: str | None) -> Iterator[Session]:
-    """A session, with its progress on standard error where that is a terminal."""
+def attached(arguments: argparse.Namespace) -> Iterator[Session]:
+    """A session, with its progress on standard error where that is a terminal.
+
+    ``arguments``: those of `add_target`.
+    """
     from rich.console import Console
 
     from live.watch.session import Session
 
+    target, most = target_of(arguments), arguments.max_args
     console = Console(stderr=True)
     if not console.is_terminal:
-        with Session(target) as session:
+        with Session(target, max_args=most) as session:
             yield session
         return
     status = console.status("attaching ...")
     status.start()
     try:
-        session = Session(target, progress=lambda percent, text: status.update(f"{text} ({percent:.0f} %)"))
+        session = Session(
+            target,
+            progress=lambda percent, text: status.update(f"{text} ({percent:.0f} %)"),
+            max_args=most,
+        )
     finally:
         status.stop()
     with session:
@@ -166,6 +181,14 @@ def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def size(text: str) -> int:
+    """A number of bytes that fit into memory."""
+    value = count(text)
+    if value >= 1 << 30:
+        raise argparse.ArgumentTypeError(f"{text} is not less than 1 GiB")
     return value
 
 

@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show is not None:
         outputs.output(arguments.show)  # a name that is none is said before anything is made
     with (
-        common.attached(common.target_of(arguments)) as session,
+        common.attached(arguments) as session,
         Recorder(
             session,
             arguments.output,

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from live.output.columns import reason
     from live.watch.monitor import Monitor
 
-    with common.attached(common.target_of(arguments)) as session:
+    with common.attached(arguments) as session:
         monitor = Monitor(
             session,
             mode=arguments.mode,

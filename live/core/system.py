@@ -174,6 +174,9 @@ class OperatingSystem(Protocol):
         Not ahead of the truth, and no more than a timer tick behind while the guest runs.
         """
 
+    def keep(self, *, max_args: int) -> None:
+        """Keep so many bytes of a command line; of a longer one, `Process.args_truncated` is set."""
+
     def describe(self, task: Task, *, standing: bool = False) -> Process:
         """Everything that is known of a task, now.
 

@@ -20,6 +20,7 @@ from live.core.system import Progress, System
 from live.linux.asids import LinuxAsids
 from live.linux.boot import read_system
 from live.linux.clock import KernelClock
+from live.linux.cmdline import MAX_ARGS
 from live.linux.details import ProcessReader
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import SymbolTable
@@ -32,6 +33,8 @@ from symbols.guest import find_kernel, symbol_table
 _TICK_S = 0.5
 _CURRENT = "current"
 """In the header of a recording: its steps have read what `LinuxSystem.uptime` reads."""
+_MAX_ARGS, _ENDLESS = "max_args", 1 << 30
+"""In the header of a recording: bytes of a command line that were kept."""
 
 
 class LinuxSystem:
@@ -50,16 +53,18 @@ class LinuxSystem:
         notes: tuple[str, ...] = (),
         system: System | None = None,
         current: bool = True,
+        max_args: int = MAX_ARGS,
     ) -> None:
         """``record``: the kernel's identity; ``system``: the boot's, read from memory if None.
 
         ``current``: the memory holds the kernel's clock as it is at each step; not so in recordings that were
-        made before its clock was read at each step.  Raises `SymbolsMissing`.
+        made before its clock was read at each step.  ``max_args``: bytes of a command line that are kept.
+        Raises `SymbolsMissing`.
         """
         self.kernel, self.record, self.notes = kernel, record, notes
         self.system = system or read_system(kernel)
         self._clock, self._current = KernelClock(kernel), current
-        self.processes = ProcessReader(kernel, self.system.boot_ns)
+        self.processes = ProcessReader(kernel, self.system.boot_ns, max_args=max_args)
 
     @property
     def title(self) -> str:
@@ -87,6 +92,10 @@ class LinuxSystem:
         """See `live.core.system.OperatingSystem.uptime`."""
         clocks = self._clock.read() if self._current else None
         return clocks.boot_ns if clocks else None
+
+    def keep(self, *, max_args: int) -> None:
+        """See `live.core.system.OperatingSystem.keep`."""
+        self.processes.max_args = max_args
 
     def describe(self, task: Task, *, standing: bool = False) -> Process:
         """See `live.core.system.OperatingSystem.describe`."""
@@ -137,11 +146,12 @@ class LinuxSystem:
     def over(self, memory: MemoryReader) -> LinuxSystem:
         """See `live.core.system.OperatingSystem.over`."""
         kernel = LinuxKernel(memory, self.kernel.symbols, self.kernel.place, self.kernel.machine)
-        return LinuxSystem(kernel, self.record, notes=self.notes, system=self.system)
+        most = self.processes.max_args
+        return LinuxSystem(kernel, self.record, notes=self.notes, system=self.system, max_args=most)
 
     def recorded(self) -> Mapping[str, Any]:
         """See `live.core.system.OperatingSystem.recorded`."""
-        return {**self.record.encode(), _CURRENT: True}
+        return {**self.record.encode(), _CURRENT: True, _MAX_ARGS: self.processes.max_args}
 
     def symbols(self) -> bytes:
         """The symbol table as ISF text.  Raises `SymbolsMissing` if its file cannot be read."""
@@ -197,8 +207,12 @@ class LinuxFinder:
             path = Path(directory) / "recorded.json"
             path.write_bytes(symbols)
             found = LinuxKernel(memory, SymbolTable(path), record.place, machine)
-        current = isinstance(kernel, Mapping) and kernel.get(_CURRENT) is True
-        return LinuxSystem(found, record, system=system, current=current)
+        said: Mapping[str, Any] = kernel if isinstance(kernel, Mapping) else {}
+        most = said.get(_MAX_ARGS, MAX_ARGS)
+        if type(most) is not int or not 0 < most < _ENDLESS:
+            raise ValueError("its header has no limit of a command line")
+        current = said.get(_CURRENT) is True
+        return LinuxSystem(found, record, system=system, current=current, max_args=most)
 
 
 LINUX = LinuxFinder()

@@ -1,7 +1,8 @@
 """Events as Elastic Common Schema documents, one nested object per event.
 
 Field names are those of ECS 8 (`process.*`, `event.*`, `host.*`; RFC 0030 for the Linux event
-model).  What ECS has no field for is under ``pse``.  Values that could not be read are left out.
+model).  What ECS has no field for is under ``pse``.  Values that could not be read are left out.  Bytes from
+the guest that are no UTF-8 are escaped by `live.core.text.escaped`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from live.core.events import Event, Identity, Process, ProcessEnd, ProcessExec, ProcessStart, StartReason
 from live.core.system import System
-from live.core.text import encodable
+from live.core.text import escaped
 from live.output.columns import command_line, died, guest_ns, lifetime_ns, process_of, reason, signal_name
 from live.output.contract import Context, Sink
 
@@ -98,8 +99,8 @@ def line(event: Event, system: System, *, host: str, mode: str) -> str:
     """The document as one line of ASCII JSON, without the newline."""
     found = document(event, system, host=host, mode=mode)
     text = _encode(found)
-    # Strict JSON readers refuse a lone surrogate, \ud...; it is rare, so it is searched for in the text.
-    return _encode(_encodable(found)) if "\\ud" in text else text
+    # What `escaped` changes is rare, so it is searched for in the text: surrogates, and a backslash before x.
+    return _encode(_escaped(found)) if "\\ud" in text or "\\\\x" in text else text
 
 
 class EcsLines:
@@ -204,10 +205,10 @@ def _clean(value: dict[str, Any]) -> dict[str, Any]:
     return cleaned
 
 
-def _encodable(value: Any) -> Any:
-    """A copy with text that every JSON reader accepts."""
+def _escaped(value: Any) -> Any:
+    """A copy with text that every JSON reader accepts, and from which the bytes can be had again."""
     if isinstance(value, dict):
-        return {key: _encodable(item) for key, item in value.items()}
+        return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_encodable(item) for item in value]
-    return encodable(value) if isinstance(value, str) else value
+        return [_escaped(item) for item in value]
+    return escaped(value) if isinstance(value, str) else value

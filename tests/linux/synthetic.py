@@ -70,7 +70,14 @@ TYPES = {
         "thread_head": (24, "list_head"),
         "pids": (40, ("pointer", 4)),
     },
-    "mm_struct": {"pgd": (16, _P), "exe_file": (24, _P), "arg_start": (32, _U64), "arg_end": (40, _U64)},
+    "mm_struct": {
+        "pgd": (16, _P),
+        "exe_file": (24, _P),
+        "arg_start": (32, _U64),
+        "arg_end": (40, _U64),
+        "env_start": (48, _U64),
+        "env_end": (56, _U64),
+    },
     "cred": {
         "uid": (4, "kuid_t"),
         "gid": (8, "kgid_t"),

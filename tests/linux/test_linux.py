@@ -1,9 +1,11 @@
 import pytest
 
+from live.arch.x86_64 import X86_64
 from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.events import ExitStatus, Identity
 from live.linux.details import ProcessReader
 from live.linux.layout import SymbolTable, field
+from live.linux.system import LINUX
 from tests.linux.synthetic import DIRECT, RAM, TYPES, SyntheticGuest
 
 
@@ -269,3 +271,22 @@ def test_threads_that_lead_to_themselves_are_counted_once(guest):
     node = address + TYPES["task_struct"]["thread_node"][0]
     guest.put(node, "<Q", node)
     assert guest.kernel().snapshot(0, "").tids == {(4, 4000)}
+
+
+def test_the_limit_of_a_command_line_goes_with_the_system_and_into_recordings(tmp_path):
+    guest = SyntheticGuest(tmp_path)
+    guest.task(3)
+    system = guest.system()
+    (task,) = system.snapshot(0, "").tasks
+    user = 0x7F0000001000
+    guest.map_user(task.asid + DIRECT, user, b"prog\0long\0")
+    guest.set(task.mm, "mm_struct", arg_start=user, arg_end=user + 10, env_start=user + 10, env_end=user + 10)
+    assert (system.describe(task).args, system.describe(task).args_truncated) == (("prog", "long"), False)
+    system.keep(max_args=7)
+    said, table = system.recorded(), guest.isf.read_bytes()
+    again = LINUX.recall(guest.memory, X86_64, said, table, system.system)
+    for one in (system, system.over(guest.memory), again):
+        assert (one.describe(task).args, one.describe(task).args_truncated) == (("prog", "lo"), True)
+    for wrong in (0, -1, 1 << 40, "7", None):
+        with pytest.raises(ValueError, match="limit of a command line"):
+            LINUX.recall(guest.memory, X86_64, {**said, "max_args": wrong}, table, system.system)
