@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from live.core.text import printable
@@ -16,6 +16,7 @@ from live.output import registry as outputs
 from live.output.contract import Context, Sink
 
 if TYPE_CHECKING:  # imported when used: Volatility takes 0.4 s to import, and --help need not wait
+    from live.core.events import Event
     from live.core.system import System
     from live.watch.session import Session
 
@@ -136,9 +137,25 @@ def add_output(parser: argparse.ArgumentParser, default: str | None = outputs.DE
     )
 
 
-def sink(name: str, system: System, host: str, mode: str) -> Sink:
-    """The output that the user named, to standard output.  Raises `TargetError` if there is none."""
-    return outputs.output(name)(Context(out=sys.stdout, system=system, host=host, mode=mode))
+def sink(name: str, system: Callable[[], System], host: str, mode: str) -> Sink:
+    """The output that the user named, to standard output.  Raises `TargetError` if there is none.
+
+    ``system``: the boot as far as it is known, asked for at each event.
+    """
+    context = Context(out=sys.stdout, system=system(), host=host, mode=mode)
+    return _Current(outputs.output(name)(context), context, system)
+
+
+class _Current:
+    """A `Sink` whose context is up to date."""
+
+    def __init__(self, to: Sink, context: Context, system: Callable[[], System]) -> None:
+        self._context, self._system, self._show = context, system, to.show
+        self.pause, self.close = to.pause, to.close
+
+    def show(self, event: Event) -> None:
+        self._context.system = self._system()
+        self._show(event)
 
 
 def say(text: str) -> None:

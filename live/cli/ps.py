@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     with common.attached(arguments) as session:
         for note in session.notes:
             common.say(note)
-        sink = common.sink(arguments.output, session.system, session.name, "poll")
+        sink = common.sink(arguments.output, lambda: session.system, session.name, "poll")
         try:
             for event in present(session.os, time.time_ns()):
                 sink.show(event)

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             kernel_threads=arguments.kernel_threads,
         )
         try:
-            sink = common.sink(arguments.output, session.system, session.name, monitor.mode)
+            sink = common.sink(arguments.output, lambda: session.system, session.name, monitor.mode)
         except BaseException:
             monitor.close()
             raise

@@ -82,12 +82,12 @@ class ProcessReader:
     def __init__(self, kernel: LinuxKernel, boot_ns: int | None = None, *, max_args: int = MAX_ARGS) -> None:
         """Compile the readers.
 
-        ``boot_ns``: UTC ns at which the guest's boot clock was 0, if known.  ``max_args``: bytes of a command
-        line that are kept.  Raises `SymbolsMissing` if the kernel lacks a needed member.
+        ``boot_ns``: UTC ns at which the guest's boot clock was 0, if known; may be set anew.  ``max_args``:
+        bytes of a command line that are kept.  Raises `SymbolsMissing` if the kernel lacks a needed member.
         """
         self._kernel = kernel
         self.max_args = max_args
-        self._boot_ns = boot_ns
+        self.boot_ns = boot_ns
         unpacker, symbols = kernel.unpacker, kernel.symbols
         self._paths = PathReader(kernel)
         pointers = ("thread_pid", "fs", "nsproxy", "real_cred", "signal", "cgroups")
@@ -197,7 +197,7 @@ class ProcessReader:
             kernel=task.kernel,
             task=GuestVirtual(task.address),
             asid=Asid(task.asid) if task.asid else None,
-            start_ns=self._boot_ns + task.identity.start if self._boot_ns is not None else None,
+            start_ns=self.boot_ns + task.identity.start if self.boot_ns is not None else None,
             **image._asdict(),
             cwd=cwd,
             uid=uid,

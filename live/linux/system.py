@@ -18,8 +18,7 @@ from live.core.memory import MemoryReader
 from live.core.snapshot import Counters, Snapshot, Task
 from live.core.system import Progress, System
 from live.linux.asids import LinuxAsids
-from live.linux.boot import read_system
-from live.linux.clock import KernelClock
+from live.linux.boot import BootReader
 from live.linux.cmdline import MAX_ARGS
 from live.linux.details import ProcessReader
 from live.linux.kernel import LinuxKernel
@@ -57,13 +56,13 @@ class LinuxSystem:
     ) -> None:
         """``record``: the kernel's identity; ``system``: the boot's, read from memory if None.
 
-        ``current``: the memory holds the kernel's clock as it is at each step; not so in recordings that were
-        made before its clock was read at each step.  ``max_args``: bytes of a command line that are kept.
+        ``current``: the memory holds clock and boot as they are at each step; not so in recordings that were
+        made before both were read at each step.  ``max_args``: bytes of a command line that are kept.
         Raises `SymbolsMissing`.
         """
         self.kernel, self.record, self.notes = kernel, record, notes
-        self.system = system or read_system(kernel)
-        self._clock, self._current = KernelClock(kernel), current
+        self._boot, self._current = BootReader(kernel), current
+        self.system = system or self._boot.first()
         self.processes = ProcessReader(kernel, self.system.boot_ns, max_args=max_args)
 
     @property
@@ -90,7 +89,11 @@ class LinuxSystem:
 
     def uptime(self) -> int | None:
         """See `live.core.system.OperatingSystem.uptime`."""
-        clocks = self._clock.read() if self._current else None
+        if not self._current:
+            return None
+        clocks = self._boot.clocks()
+        self.system = self._boot.again(self.system, clocks)
+        self.processes.boot_ns = self.system.boot_ns
         return clocks.boot_ns if clocks else None
 
     def keep(self, *, max_args: int) -> None:
@@ -135,11 +138,11 @@ class LinuxSystem:
     def ticking(self) -> bool:
         """Whether the guest's wall clock advances within `_TICK_S` seconds; takes no longer than that."""
         self.memory.refresh()
-        before, until = self._clock.read(), time.monotonic() + _TICK_S
+        before, until = self._boot.clocks(), time.monotonic() + _TICK_S
         while time.monotonic() < until:
             time.sleep(_TICK_S / 25)
             self.memory.refresh()
-            if self._clock.read() != before:
+            if self._boot.clocks() != before:
                 return True
         return False
 
@@ -191,12 +194,17 @@ class LinuxFinder:
         table = SymbolTable(symbol_table(found, memory, self._cache, progress=progress))
         record = KernelRecord.of(found)
         try:
-            return LinuxSystem(LinuxKernel(memory, table, record.place, machine), record, notes=found.notes)
+            system = LinuxSystem(LinuxKernel(memory, table, record.place, machine), record, notes=found.notes)
         except MemoryFault as fault:
             raise NoKernelFound(
                 f"a kernel was found, but its data is not where it should be ({fault}); if the guest is "
                 "still booting, try again in a few seconds"
             ) from fault
+        if not system.system.key:
+            raise NoKernelFound(
+                f"{record.title} has no first process yet: the guest is still booting, try again in a second"
+            )
+        return system
 
     def recall(
         self, memory: MemoryReader, machine: Architecture, kernel: object, symbols: bytes, system: System

@@ -28,9 +28,10 @@ def entity_id(system: System, identity: Identity) -> str:
     """`process.entity_id`: the same for every observer of one boot.
 
     RFC 0030 names what it is made of (boot id, pid, start time): here the first 16 bytes of their
-    SHA-256, in URL-safe base64 without padding.
+    SHA-256, in URL-safe base64 without padding.  For the boot id stands `System.key`, since a guest makes
+    its boot id only when somebody first asks for it.
     """
-    return _hashed(system.boot_id, identity)
+    return _hashed(system.key or system.boot_id, identity)
 
 
 @functools.lru_cache(4096)

@@ -61,6 +61,7 @@ TYPES = {
         "thread_pid": (160, _P),
         "cgroups": (168, _P),
         "__state": (176, _U32),
+        "stack_canary": (184, _U64),
     },
     "signal_struct": {
         "live": (4, "atomic_t"),
@@ -95,7 +96,8 @@ TYPES = {
         "net_ns": (32, _P),
         "cgroup_ns": (40, _P),
     },
-    "uts_namespace": {"ns": (0, "ns_common")},
+    "new_utsname": {"nodename": (0, ("char", 65)), "release": (65, ("char", 65))},
+    "uts_namespace": {"ns": (0, "ns_common"), "name": (16, "new_utsname")},
     "path": {"mnt": (0, _P), "dentry": (8, _P)},
     "fs_struct": {"root": (8, "path"), "pwd": (24, "path")},
     "file": {"f_path": (16, "path")},
@@ -126,7 +128,7 @@ SIZES = {
     "qstr": 16,
     "seqcount": 4,
 }
-SIZES |= {"seqcount_raw_spinlock": 16, "tk_read_base": 24}
+SIZES |= {"seqcount_raw_spinlock": 16, "tk_read_base": 24, "new_utsname": 130}
 SYMBOLS = {
     "init_task": 0x1000,
     "total_forks": 0x100,
@@ -135,7 +137,7 @@ SYMBOLS = {
     "page_offset_base": 0x110,
     "_end": 0x8000,
 }
-MORE = {"tk_core": 0x400}
+MORE = {"tk_core": 0x400, "sysctl_bootid": 0x500, "init_uts_ns": 0x600}
 """Symbols of guests that ask for them."""
 
 
