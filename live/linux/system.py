@@ -56,9 +56,9 @@ class LinuxSystem:
     ) -> None:
         """``record``: the kernel's identity; ``system``: the boot's, read from memory if None.
 
-        ``current``: the memory holds clock and boot as they are at each step; not so in recordings that were
-        made before both were read at each step.  ``max_args``: bytes of a command line that are kept.
-        Raises `SymbolsMissing`.
+        ``current``: the memory holds clock, boot, and how a freed task ended, as they are at each step; not
+        so in recordings that were made before these were read at each step.  ``max_args``: bytes of a command
+        line that are kept.  Raises `SymbolsMissing`.
         """
         self.kernel, self.record, self.notes = kernel, record, notes
         self._boot, self._current = BootReader(kernel), current
@@ -85,7 +85,7 @@ class LinuxSystem:
 
     def revisit(self, task: Task) -> Task | None:
         """See `live.core.system.OperatingSystem.revisit`."""
-        return self.kernel.revisit(task)
+        return self.kernel.revisit(task, current=self._current)
 
     def uptime(self) -> int | None:
         """See `live.core.system.OperatingSystem.uptime`."""

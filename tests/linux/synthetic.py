@@ -70,6 +70,7 @@ TYPES = {
         "group_exit_code": (16, _I32),
         "thread_head": (24, "list_head"),
         "pids": (40, ("pointer", 4)),
+        "curr_target": (72, _P),
     },
     "mm_struct": {
         "pgd": (16, _P),
@@ -282,6 +283,7 @@ class SyntheticGuest:
             exit_state=0x20 if dead else 0,
         )
         self.set(address, "task_struct", group_leader=address, **values)
+        self.set(signal, "signal_struct", curr_target=address)
         head = signal + TYPES["signal_struct"]["thread_head"][0]
         nodes = [address]
         for extra in range(1, threads):
