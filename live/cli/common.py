@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from live.core.text import printable
@@ -16,6 +16,7 @@ from live.output import registry as outputs
 from live.output.contract import Context, Sink
 
 if TYPE_CHECKING:  # imported when used: Volatility takes 0.4 s to import, and --help need not wait
+    from live.core.events import Event
     from live.core.system import System
     from live.watch.session import Session
 
@@ -74,6 +75,13 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the guest of process N, whatever hypervisor it is, by its memory alone (the same as process:N)",
     )
+    parser.add_argument(
+        "--max-args",
+        type=size,
+        metavar="BYTES",
+        help="how much of a command line to keep; of a longer one, the rest is left out, and "
+        "pse.args_truncated is set (default: 131072)",
+    )
 
 
 def target_of(arguments: argparse.Namespace) -> str | None:
@@ -129,9 +137,25 @@ def add_output(parser: argparse.ArgumentParser, default: str | None = outputs.DE
     )
 
 
-def sink(name: str, system: System, host: str, mode: str) -> Sink:
-    """The output that the user named, to standard output.  Raises `TargetError` if there is none."""
-    return outputs.output(name)(Context(out=sys.stdout, system=system, host=host, mode=mode))
+def sink(name: str, system: Callable[[], System], host: str, mode: str) -> Sink:
+    """The output that the user named, to standard output.  Raises `TargetError` if there is none.
+
+    ``system``: the boot as far as it is known, asked for at each event.
+    """
+    context = Context(out=sys.stdout, system=system(), host=host, mode=mode)
+    return _Current(outputs.output(name)(context), context, system)
+
+
+class _Current:
+    """A `Sink` whose context is up to date."""
+
+    def __init__(self, to: Sink, context: Context, system: Callable[[], System]) -> None:
+        self._context, self._system, self._show = context, system, to.show
+        self.pause, self.close = to.pause, to.close
+
+    def show(self, event: Event) -> None:
+        self._context.system = self._system()
+        self._show(event)
 
 
 def say(text: str) -> None:
@@ -140,21 +164,29 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def attached(target: str | None) -> Iterator[Session]:
-    """A session, with its progress on standard error where that is a terminal."""
+def attached(arguments: argparse.Namespace) -> Iterator[Session]:
+    """A session, with its progress on standard error where that is a terminal.
+
+    ``arguments``: those of `add_target`.
+    """
     from rich.console import Console
 
     from live.watch.session import Session
 
+    target, most = target_of(arguments), arguments.max_args
     console = Console(stderr=True)
     if not console.is_terminal:
-        with Session(target) as session:
+        with Session(target, max_args=most) as session:
             yield session
         return
     status = console.status("attaching ...")
     status.start()
     try:
-        session = Session(target, progress=lambda percent, text: status.update(f"{text} ({percent:.0f} %)"))
+        session = Session(
+            target,
+            progress=lambda percent, text: status.update(f"{text} ({percent:.0f} %)"),
+            max_args=most,
+        )
     finally:
         status.stop()
     with session:
@@ -166,6 +198,14 @@ def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def size(text: str) -> int:
+    """A number of bytes that fit into memory."""
+    value = count(text)
+    if value >= 1 << 30:
+        raise argparse.ArgumentTypeError(f"{text} is not less than 1 GiB")
     return value
 
 

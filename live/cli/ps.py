@@ -27,10 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
     """List; returns the exit status."""
     from live.watch.present import present
 
-    with common.attached(common.target_of(arguments)) as session:
+    with common.attached(arguments) as session:
         for note in session.notes:
             common.say(note)
-        sink = common.sink(arguments.output, session.system, session.name, "poll")
+        sink = common.sink(arguments.output, lambda: session.system, session.name, "poll")
         try:
             for event in present(session.os, time.time_ns()):
                 sink.show(event)

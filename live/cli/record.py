@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show is not None:
         outputs.output(arguments.show)  # a name that is none is said before anything is made
     with (
-        common.attached(common.target_of(arguments)) as session,
+        common.attached(arguments) as session,
         Recorder(
             session,
             arguments.output,
@@ -132,7 +132,9 @@ def run(arguments: argparse.Namespace) -> int:
         common.say(choice.guarantee)
         for note in session.notes:
             common.say(note)
-        sink = arguments.show and common.sink(arguments.show, session.system, session.name, choice.mode)
+        sink = arguments.show and common.sink(
+            arguments.show, lambda: recorder.system, session.name, choice.mode
+        )
         began = time.monotonic()
         try:
             for event in recorder.events(

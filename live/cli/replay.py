@@ -55,8 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
         if recording.end() is None:
             common.say("its recorder was killed, or has not ended yet: this is what it had written")
         numbered = _Numbered() if arguments.numbers and arguments.output != common.ECS else None
-        sink = numbered or common.sink(arguments.output, head.system, head.target, head.mode)
         replay = None if arguments.recorded else Replay(recording)
+        known = replay or head
+        sink = numbered or common.sink(arguments.output, lambda: known.system, head.target, head.mode)
         events = (
             replay.events() if replay is not None else ((one.number, one.event) for one in recording.events())
         )

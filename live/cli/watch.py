@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from live.output.columns import reason
     from live.watch.monitor import Monitor
 
-    with common.attached(common.target_of(arguments)) as session:
+    with common.attached(arguments) as session:
         monitor = Monitor(
             session,
             mode=arguments.mode,
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             kernel_threads=arguments.kernel_threads,
         )
         try:
-            sink = common.sink(arguments.output, session.system, session.name, monitor.mode)
+            sink = common.sink(arguments.output, lambda: session.system, session.name, monitor.mode)
         except BaseException:
             monitor.close()
             raise

@@ -169,15 +169,19 @@ class Occasion:
 
     ``time_ns`` is UTC in ns since the epoch by the observer's clock; ``trigger`` says what
     showed it (``"attach"``, ``"timer"``, ``"proof"``, ``"resync"``, or the kernel function that
-    was trapped); ``late_ns`` is for how long the event may have been true already: the time since
-    the snapshot before, or since the trap was taken, while the vCPU was held;
-    ``missed`` is how many tasks came and went unseen up to now, by the kernel's own counters.
+    was trapped); ``late_ns`` is for how long the event may have been true already: since the trap was
+    taken, while the vCPU was held; of what a snapshot found, since the snapshot before, but no longer than
+    the process is old;
+    ``missed`` is how many tasks came and went unseen up to now, by the kernel's own counters;
+    ``boottime`` is the guest's boot clock in ns at that moment (for a trap, when it was taken), which
+    `Identity.start` is by, too; None if it is not known.
     """
 
     time_ns: int
     trigger: str
     late_ns: int = 0
     missed: int = 0
+    boottime: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,12 +23,13 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """One boot of one guest.
+    """One boot of one guest, as far as it is known; while a guest boots, more becomes known.
 
     ``hostname``: its own name; ``release``: of the kernel.  ``boot_id``: never the same for two boots;
-    ``boot_id_known``: it is the one that the guest itself shows, not one derived from what the boot
-    randomised.  ``boot_ns``: UTC ns at which the boot clock was 0, by the guest's own wall clock; None if
-    that is not known.
+    ``boot_id_known``: it is the one that the guest itself shows, not ``key``.  ``boot_ns``: UTC ns at which
+    the boot clock was 0, by the guest's own wall clock; None if that is not known.  ``key``: never the same
+    for two boots either, and never another one in the same boot, whenever it is read and by whomever; "" in
+    recordings of versions that had none.
     """
 
     hostname: str | None
@@ -36,6 +37,7 @@ class System:
     boot_id: str
     boot_id_known: bool
     boot_ns: int | None
+    key: str = ""
 
 
 class Reached(NamedTuple):
@@ -150,7 +152,7 @@ class OperatingSystem(Protocol):
 
     @property
     def system(self) -> System:
-        """Which boot of which host it is."""
+        """Which boot of which host it is, as known at the last `uptime`."""
 
     @property
     def memory(self) -> MemoryReader:
@@ -167,6 +169,16 @@ class OperatingSystem(Protocol):
 
     def revisit(self, task: Task) -> Task | None:
         """A task that has left the list, with its exit code, if its memory still holds it."""
+
+    def uptime(self) -> int | None:
+        """The guest's boot clock now, ns, as `Identity.start` has it; None if it cannot be read.
+
+        Not ahead of the truth, and no more than a timer tick behind while the guest runs.  Brings `system`
+        up to date.
+        """
+
+    def keep(self, *, max_args: int) -> None:
+        """Keep so many bytes of a command line; of a longer one, `Process.args_truncated` is set."""
 
     def describe(self, task: Task, *, standing: bool = False) -> Process:
         """Everything that is known of a task, now.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from live.core.accounting import Accounting
+from live.core.clock import FRESH_NS, BootClock
 from live.core.events import (
     EndReason,
     Event,
@@ -96,13 +97,19 @@ class Tracker:
 
     ``describe`` completes a task to a `Process` of the same identity and generation.  ``revisit``
     reads a task that has left the list once more: it returns it with its exit code if its memory
-    was not reused, else None.  What they raise passes through `receive` and `receive_tasks`, which
-    raise nothing themselves.
+    was not reused, else None.  ``uptime`` reads the guest's boot clock, ns; None if it is not known.  What
+    they raise passes through `receive` and `receive_tasks`, which raise nothing themselves.
     """
 
-    def __init__(self, describe: Describe, revisit: Callable[[Task], Task | None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        describe: Describe,
+        revisit: Callable[[Task], Task | None] = lambda _: None,
+        uptime: Callable[[], int | None] = lambda: None,
+    ) -> None:
         """Start with no knowledge: the first snapshot announces what is running."""
         self.counts = Counts()
+        self._uptime, self._clock = uptime, BootClock()
         self._events = _Events(describe, revisit, self.counts)
         self._accounting = Accounting()
         self._attached: set[Identity] | None = None
@@ -144,14 +151,24 @@ class Tracker:
         self.counts.torn += snapshot.torn
         self._accounting.count(snapshot, self._known.keys())
         self.counts.missed = self._accounting.missed
-        occasion = Occasion(
-            time_ns=snapshot.time_ns, trigger=snapshot.trigger, late_ns=late_ns, missed=self.counts.missed
-        )
         tasks = {identity: known.task for identity, known in self._known.items()}
+        occasion: Occasion | None = None
         # Not as a list: what one moment changes in `_gone` decides whether a later one is a RETURN.
-        caught = occasion if caught_ns is None else replace(occasion, late_ns=caught_ns)
         for happening in difference(tasks, snapshot, self._attached, self._gone):
-            self.receive(happening, caught if happening.moment in _CAUGHT else occasion)
+            if occasion is None:
+                missed = self.counts.missed
+                occasion = self._clocked(
+                    Occasion(
+                        time_ns=snapshot.time_ns, trigger=snapshot.trigger, late_ns=late_ns, missed=missed
+                    ),
+                    snapshot.time_ns,
+                    late_ns,
+                )
+                caught = occasion if caught_ns is None else replace(occasion, late_ns=caught_ns)
+            if caught_ns is not None and happening.moment in _CAUGHT:
+                self._receive(happening, caught, False)
+            else:
+                self._receive(happening, _not_older(occasion, happening.task), False)
         for task in snapshot.tasks:
             # Kept current, so that what is reported of a vanished task is its latest state.
             if task.identity in self._known and not task.transient:
@@ -176,6 +193,20 @@ class Tracker:
 
         ``standing``: a vCPU is held, so nothing of the task changes now; passed on to ``describe``.
         """
+        if happening.moment is Moment.FORK:
+            self._clock.seen(occasion.time_ns - occasion.late_ns, happening.task.identity.start)
+        taken_ns = occasion.time_ns - occasion.late_ns
+        self._receive(happening, self._clocked(occasion, taken_ns, occasion.late_ns), standing)
+
+    def _clocked(self, occasion: Occasion, moment_ns: int, since_ns: int) -> Occasion:
+        """The occasion, with the guest's clock at ``moment_ns``; the guest has run within ``since_ns``."""
+        boot_ns = self._uptime()
+        if boot_ns is None:
+            return occasion
+        self._clock.seen(occasion.time_ns, boot_ns, since_ns + FRESH_NS)
+        return replace(occasion, boottime=self._clock.at(moment_ns))
+
+    def _receive(self, happening: Happening, occasion: Occasion, standing: bool) -> None:
         identity = happening.task.identity
         known = self._known.get(identity)
         process = known.process if known is not None else None
@@ -218,6 +249,14 @@ class Tracker:
                 del self._gone[next(iter(self._gone))]
         else:
             self._gone.pop(identity, None)
+
+
+def _not_older(occasion: Occasion, task: Task) -> Occasion:
+    """The occasion; what a snapshot found of a task is no older than the task."""
+    if occasion.boottime is None:
+        return occasion
+    age = max(occasion.boottime - task.identity.start, 0)
+    return replace(occasion, late_ns=age) if age < occasion.late_ns else occasion
 
 
 class _Events:

@@ -1,90 +1,96 @@
-"""Facts about the guest as a whole: host name, boot id, clocks."""
+"""Which boot of which host a kernel is: host name, release, boot id, and a key that is there early."""
 
 from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Callable
+from dataclasses import replace
 
 from live.core.errors import MemoryFault
 from live.core.system import System
+from live.linux.clock import Clocks, KernelClock
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import field
 
-_NS = 1_000_000_000
+_FIRST_PID = 1
+_NO_NAME = "(none)"
+"""CONFIG_DEFAULT_HOSTNAME: nobody has given the host a name yet."""
 
 
-def read_system(kernel: LinuxKernel) -> System:
-    """Host name, release, boot id and boot time, from the kernel's globals.
+class BootReader:
+    """Reads what is known of the boot, as often as one likes: it becomes known bit by bit while it boots."""
 
-    The kernel generates its boot id (/proc/sys/kernel/random/boot_id) on first use.  If no one in the guest
-    has used it, an id is derived from KASLR's choices and the start of the first process.  Guest memory
-    never makes this raise.
+    def __init__(self, kernel: LinuxKernel) -> None:
+        """Nothing is read yet."""
+        self._kernel, self._clock = kernel, KernelClock(kernel)
+        self._boot_id = kernel.symbol("sysctl_bootid")  # drivers/char/random.c
+
+    def clocks(self) -> Clocks | None:
+        """The guest's clocks now; None if they cannot be read."""
+        return self._clock.read()
+
+    def first(self) -> System:
+        """The boot as known now.  Guest memory never makes this raise."""
+        key = boot_key(self._kernel)
+        nothing = System(hostname=None, release=None, boot_id=key, boot_id_known=False, boot_ns=None, key=key)
+        return self.again(nothing, self.clocks())
+
+    def again(self, known: System, clocks: Clocks | None) -> System:
+        """The boot as known now; what can no longer be read stays as ``known``."""
+        hostname, release = self._uts("nodename"), known.release or self._uts("release")
+        boot_id = None if known.boot_id_known else self._generated()
+        found = replace(
+            known,
+            hostname=hostname if hostname not in (None, "", _NO_NAME) else known.hostname,
+            release=release,
+            boot_id=boot_id or known.boot_id,
+            boot_id_known=known.boot_id_known or boot_id is not None,
+            boot_ns=clocks.epoch_ns if clocks else known.boot_ns,
+        )
+        return known if found == known else found
+
+    def _uts(self, member: str) -> str | None:
+        kernel = self._kernel
+        address = kernel.symbol("init_uts_ns")
+        if address is None:
+            return None
+        offset = kernel.symbols.offset("uts_namespace", f"name.{member}")
+        try:
+            return kernel.memory.string(address + offset, 65).decode("utf-8", "surrogateescape")
+        except MemoryFault:
+            return None
+
+    def _generated(self) -> str | None:
+        """The boot id (/proc/sys/kernel/random/boot_id); None before its first use, which makes it."""
+        if self._boot_id is None:
+            return None
+        try:
+            raw = self._kernel.memory.read(self._boot_id, 16)
+        except MemoryFault:
+            return None
+        return str(uuid.UUID(bytes=raw)) if any(raw) else None
+
+
+def boot_key(kernel: LinuxKernel) -> str:
+    """What tells this boot from all others; "" if there is no first process yet.
+
+    Made of what is there before the first process is, and never changes: KASLR's choices, the stack canary of
+    CPU 0's idle task (random, set at the beginning of start_kernel()), and the start time of pid 1.
     """
-    boot_id = _boot_id(kernel)
-    return System(
-        hostname=_uts(kernel, "nodename"),
-        release=_uts(kernel, "release"),
-        boot_id=str(boot_id or _derived(kernel)),
-        boot_id_known=boot_id is not None,
-        boot_ns=_boot_ns(kernel),
-    )
-
-
-def _uts(kernel: LinuxKernel, member: str) -> str | None:
-    address = kernel.symbol("init_uts_ns")
-    if address is None:
-        return None
-    offset = kernel.symbols.offset("uts_namespace", f"name.{member}")
-    try:
-        return kernel.memory.string(address + offset, 65).decode("utf-8", "surrogateescape")
-    except MemoryFault:
-        return None
-
-
-def _boot_id(kernel: LinuxKernel) -> uuid.UUID | None:
-    address = kernel.symbol("sysctl_bootid")  # drivers/char/random.c
-    if address is None:
-        return None
-    try:
-        raw = kernel.memory.read(address, 16)
-    except MemoryFault:
-        return None
-    return uuid.UUID(bytes=raw) if any(raw) else None
-
-
-def _derived(kernel: LinuxKernel) -> uuid.UUID:
-    """A boot id from KASLR's choices and pid 1's start time: constant in one boot, different in the next."""
     place = kernel.place
-    first = next((task for task in kernel.snapshot(0, "").tasks if task.identity.pid == 1), None)
-    seed = (place.kaslr_shift, place.phys_base, kernel.memory.direct, first.identity if first else None)
-    return uuid.UUID(bytes=hashlib.sha256(repr(seed).encode()).digest()[:16], version=5)
+    first = next((task for task in kernel.snapshot(0, "").tasks if task.identity.pid == _FIRST_PID), None)
+    if first is None:
+        return ""
+    seed = (place.kaslr_shift, place.phys_base, kernel.memory.direct, _canary(kernel), first.identity.start)
+    return str(uuid.UUID(bytes=hashlib.sha256(repr(seed).encode()).digest()[:16], version=5))
 
 
-def now_ns(kernel: LinuxKernel) -> int:
-    """The guest's own wall clock, UTC ns since the epoch; 0 if its `timekeeper` cannot be read."""
-    found = _timekeeper(kernel, "xtime_sec", "tkr_mono.xtime_nsec", "tkr_mono.shift")
-    if found is None:
-        return 0
-    seconds, fraction, shift = found
-    return seconds * _NS + (fraction >> min(shift, 63)) % _NS
-
-
-def _boot_ns(kernel: LinuxKernel) -> int | None:
-    found = _timekeeper(kernel, "offs_real", "offs_boot")
-    # Both are offsets from the monotonic clock, in ns.
-    return found[0] - found[1] if found is not None else None
-
-
-def _timekeeper(kernel: LinuxKernel, *members: str) -> tuple[int, ...] | None:
-    """Members of the core `struct timekeeper`; None if it cannot be read."""
-    # From 6.17 tk_core is a macro for the first element of timekeeper_data[].
-    address = kernel.symbol("tk_core", "timekeeper_data")
-    if address is None:
+def _canary(kernel: LinuxKernel) -> int | None:
+    if not kernel.symbols.has("task_struct", "stack_canary"):
         return None
-    # Both hold a seqcount and the timekeeper; the struct has a tag (tk_data) since 6.13.
-    inner = kernel.symbols.member("tk_data", "timekeeper")
-    read = kernel.unpacker("timekeeper", tuple(map(field, members)))
+    read: Callable[[int], tuple[int, ...]] = kernel.unpacker("task_struct", (field("stack_canary"),))
     try:
-        return read(address + (inner.offset if inner else 8))
+        return read(kernel.address("init_task"))[0]
     except MemoryFault:
         return None

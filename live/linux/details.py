@@ -24,12 +24,11 @@ from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.events import Namespaces, Process
 from live.core.memory import Asid, GuestVirtual
 from live.core.snapshot import Task, comm_of
+from live.linux.cmdline import MAX_ARGS, CommandLine, Strings, command_line
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import field
 from live.linux.paths import PathReader, PathRef
 
-MAX_ARGS = 128 * 1024
-"""Bytes of command line that are kept: MAX_ARG_STRLEN, the longest single argument."""
 _AGAIN_S = (0.0001, 0.001)
 _QUICK_NS = 10_000_000
 """A pass that takes longer may outlast the hold, so its result is checked like any other."""
@@ -80,14 +79,15 @@ _NO_IMAGE = _Image()
 class ProcessReader:
     """Reads the details of a task and makes a `Process` of it."""
 
-    def __init__(self, kernel: LinuxKernel, boot_ns: int | None = None) -> None:
+    def __init__(self, kernel: LinuxKernel, boot_ns: int | None = None, *, max_args: int = MAX_ARGS) -> None:
         """Compile the readers.
 
-        ``boot_ns``: UTC ns at which the guest's boot clock was 0, if known.  Raises `SymbolsMissing` if the
-        kernel lacks a needed member.
+        ``boot_ns``: UTC ns at which the guest's boot clock was 0, if known; may be set anew.  ``max_args``:
+        bytes of a command line that are kept.  Raises `SymbolsMissing` if the kernel lacks a needed member.
         """
         self._kernel = kernel
-        self._boot_ns = boot_ns
+        self.max_args = max_args
+        self.boot_ns = boot_ns
         unpacker, symbols = kernel.unpacker, kernel.symbols
         self._paths = PathReader(kernel)
         pointers = ("thread_pid", "fs", "nsproxy", "real_cred", "signal", "cgroups")
@@ -101,7 +101,10 @@ class ProcessReader:
                 *map(field, pointers),
             ),
         )
-        self._mm = unpacker("mm_struct", (field("exe_file"), field("arg_start"), field("arg_end")))
+        self._mm = unpacker(
+            "mm_struct",
+            tuple(map(field, ("exe_file", "arg_start", "arg_end", "env_start", "env_end"))),
+        )
         self._cred = unpacker(
             "cred",
             (*(field(f"{name}.val", name) for name in _IDS), field("user_ns")),
@@ -171,11 +174,12 @@ class ProcessReader:
     def _image(self, task: Task, at: _Holds, root: PathRef | None) -> _Image:
         if not at.mm:
             return _NO_IMAGE
-        exe_file, start, end = _try(lambda: self._mm(at.mm), (0, 0, 0))
+        exe_file, *strings = _try(lambda: self._mm(at.mm), (0,) * 5)
+        line = self._command_line(task, Strings._make(strings))
         return _Image(
             exe=_try(lambda: self._paths.text(self._paths.file(exe_file), root), None) if exe_file else None,
-            args=self._args(task, start, end),
-            args_truncated=end - start > MAX_ARGS,
+            args=line.args,
+            args_truncated=line.truncated,
         )
 
     def _read(self, task: Task, at: _Holds, root: PathRef | None, image: _Image) -> Process:
@@ -193,7 +197,7 @@ class ProcessReader:
             kernel=task.kernel,
             task=GuestVirtual(task.address),
             asid=Asid(task.asid) if task.asid else None,
-            start_ns=self._boot_ns + task.identity.start if self._boot_ns is not None else None,
+            start_ns=self.boot_ns + task.identity.start if self.boot_ns is not None else None,
             **image._asdict(),
             cwd=cwd,
             uid=uid,
@@ -208,22 +212,25 @@ class ProcessReader:
             container_id=_container(cgroup),
         )
 
-    def _args(self, task: Task, start: int, end: int) -> tuple[str, ...] | None:
-        """The command line, at most `MAX_ARGS` bytes, cut at the first page that is not in RAM.
+    def _command_line(self, task: Task, at: Strings) -> CommandLine:
+        """The command line, cut at the first page that is not in RAM.
 
         A short read is retried: during copy-on-write the page-table entry is briefly empty (wp_page_copy()).
         """
-        if task.kernel or not task.asid or not start < end:
-            return None
+        if task.kernel or not task.asid:
+            return CommandLine(b"")
         table = self._kernel.user_space(task.asid)
-        length = min(end - start, MAX_ARGS)
-        raw = table.read_until_fault(start, length)
-        for delay in _AGAIN_S:
-            if len(raw) == length or not self._held(task).mm:
-                break
-            time.sleep(delay)
-            raw = max(raw, table.read_until_fault(start, length), key=len)
-        return _split(raw) if raw else None
+
+        def read(start: int, length: int) -> bytes:
+            raw = table.read_until_fault(start, length)
+            for delay in _AGAIN_S:
+                if len(raw) == length or not self._held(task).mm:
+                    break
+                time.sleep(delay)
+                raw = max(raw, table.read_until_fault(start, length), key=len)
+            return raw
+
+        return command_line(at, read, self.max_args)
 
     def _innermost(self, pid: int) -> tuple[int | None, int | None]:
         """(tgid in the process's own pid namespace, address of that namespace) of a `struct pid`."""
@@ -283,10 +290,6 @@ def _container(cgroup: str | None) -> str | None:
     """The container id: the last run of 64 hexadecimal digits in the cgroup path, where runtimes put it."""
     found = _CONTAINER.findall(cgroup) if cgroup else []
     return found[-1] if found else None
-
-
-def _split(raw: bytes) -> tuple[str, ...]:
-    return tuple(part.decode("utf-8", "surrogateescape") for part in raw.removesuffix(b"\0").split(b"\0"))
 
 
 def _try(read: Callable[[], T], otherwise: T) -> T:

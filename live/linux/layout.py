@@ -141,6 +141,18 @@ class SymbolTable:
             template = found[1]
         return _member(offset, template) if template is not None else None
 
+    def inside(self, symbol: str, path: str) -> Member | None:
+        """Resolve a dotted member path in the type of a global variable; None if there is no such."""
+        try:
+            template = self._table.get_symbol(symbol).type
+        except exceptions.SymbolError:
+            return None
+        return self.member(template.vol.type_name, path) if template is not None else None
+
+    def has_type(self, type_name: str) -> bool:
+        """Whether there is a C type of this name."""
+        return self._find(type_name) is not None
+
     def _find(self, type_name: str) -> Any:
         name = type_name.rpartition("!")[2]
         if name not in self._types:

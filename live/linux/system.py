@@ -18,7 +18,8 @@ from live.core.memory import MemoryReader
 from live.core.snapshot import Counters, Snapshot, Task
 from live.core.system import Progress, System
 from live.linux.asids import LinuxAsids
-from live.linux.boot import now_ns, read_system
+from live.linux.boot import BootReader
+from live.linux.cmdline import MAX_ARGS
 from live.linux.details import ProcessReader
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import SymbolTable
@@ -29,6 +30,10 @@ from symbols.cache import Cache
 from symbols.guest import find_kernel, symbol_table
 
 _TICK_S = 0.5
+_CURRENT = "current"
+"""In the header of a recording: its steps have read what `LinuxSystem.uptime` reads."""
+_MAX_ARGS, _ENDLESS = "max_args", 1 << 30
+"""In the header of a recording: bytes of a command line that were kept."""
 
 
 class LinuxSystem:
@@ -46,14 +51,19 @@ class LinuxSystem:
         *,
         notes: tuple[str, ...] = (),
         system: System | None = None,
+        current: bool = True,
+        max_args: int = MAX_ARGS,
     ) -> None:
         """``record``: the kernel's identity; ``system``: the boot's, read from memory if None.
 
-        Raises `SymbolsMissing`.
+        ``current``: the memory holds clock, boot, and how a freed task ended, as they are at each step; not
+        so in recordings that were made before these were read at each step.  ``max_args``: bytes of a command
+        line that are kept.  Raises `SymbolsMissing`.
         """
         self.kernel, self.record, self.notes = kernel, record, notes
-        self.system = system or read_system(kernel)
-        self.processes = ProcessReader(kernel, self.system.boot_ns)
+        self._boot, self._current = BootReader(kernel), current
+        self.system = system or self._boot.first()
+        self.processes = ProcessReader(kernel, self.system.boot_ns, max_args=max_args)
 
     @property
     def title(self) -> str:
@@ -75,7 +85,20 @@ class LinuxSystem:
 
     def revisit(self, task: Task) -> Task | None:
         """See `live.core.system.OperatingSystem.revisit`."""
-        return self.kernel.revisit(task)
+        return self.kernel.revisit(task, current=self._current)
+
+    def uptime(self) -> int | None:
+        """See `live.core.system.OperatingSystem.uptime`."""
+        if not self._current:
+            return None
+        clocks = self._boot.clocks()
+        self.system = self._boot.again(self.system, clocks)
+        self.processes.boot_ns = self.system.boot_ns
+        return clocks.boot_ns if clocks else None
+
+    def keep(self, *, max_args: int) -> None:
+        """See `live.core.system.OperatingSystem.keep`."""
+        self.processes.max_args = max_args
 
     def describe(self, task: Task, *, standing: bool = False) -> Process:
         """See `live.core.system.OperatingSystem.describe`."""
@@ -115,22 +138,23 @@ class LinuxSystem:
     def ticking(self) -> bool:
         """Whether the guest's wall clock advances within `_TICK_S` seconds; takes no longer than that."""
         self.memory.refresh()
-        before, until = now_ns(self.kernel), time.monotonic() + _TICK_S
+        before, until = self._boot.clocks(), time.monotonic() + _TICK_S
         while time.monotonic() < until:
             time.sleep(_TICK_S / 25)
             self.memory.refresh()
-            if now_ns(self.kernel) != before:
+            if self._boot.clocks() != before:
                 return True
         return False
 
     def over(self, memory: MemoryReader) -> LinuxSystem:
         """See `live.core.system.OperatingSystem.over`."""
         kernel = LinuxKernel(memory, self.kernel.symbols, self.kernel.place, self.kernel.machine)
-        return LinuxSystem(kernel, self.record, notes=self.notes, system=self.system)
+        most = self.processes.max_args
+        return LinuxSystem(kernel, self.record, notes=self.notes, system=self.system, max_args=most)
 
     def recorded(self) -> Mapping[str, Any]:
         """See `live.core.system.OperatingSystem.recorded`."""
-        return self.record.encode()
+        return {**self.record.encode(), _CURRENT: True, _MAX_ARGS: self.processes.max_args}
 
     def symbols(self) -> bytes:
         """The symbol table as ISF text.  Raises `SymbolsMissing` if its file cannot be read."""
@@ -170,12 +194,17 @@ class LinuxFinder:
         table = SymbolTable(symbol_table(found, memory, self._cache, progress=progress))
         record = KernelRecord.of(found)
         try:
-            return LinuxSystem(LinuxKernel(memory, table, record.place, machine), record, notes=found.notes)
+            system = LinuxSystem(LinuxKernel(memory, table, record.place, machine), record, notes=found.notes)
         except MemoryFault as fault:
             raise NoKernelFound(
                 f"a kernel was found, but its data is not where it should be ({fault}); if the guest is "
                 "still booting, try again in a few seconds"
             ) from fault
+        if not system.system.key:
+            raise NoKernelFound(
+                f"{record.title} has no first process yet: the guest is still booting, try again in a second"
+            )
+        return system
 
     def recall(
         self, memory: MemoryReader, machine: Architecture, kernel: object, symbols: bytes, system: System
@@ -186,7 +215,12 @@ class LinuxFinder:
             path = Path(directory) / "recorded.json"
             path.write_bytes(symbols)
             found = LinuxKernel(memory, SymbolTable(path), record.place, machine)
-        return LinuxSystem(found, record, system=system)
+        said: Mapping[str, Any] = kernel if isinstance(kernel, Mapping) else {}
+        most = said.get(_MAX_ARGS, MAX_ARGS)
+        if type(most) is not int or not 0 < most < _ENDLESS:
+            raise ValueError("its header has no limit of a command line")
+        current = said.get(_CURRENT) is True
+        return LinuxSystem(found, record, system=system, current=current, max_args=most)
 
 
 LINUX = LinuxFinder()

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from live.core.events import Event, Process, ProcessEnd, ProcessExec, ProcessStart
+from live.core.events import EndReason, Event, Process, ProcessEnd, ProcessExec, ProcessStart
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,29 @@ def time_of(event: Event) -> datetime.datetime:
 def utc(time_ns: int) -> datetime.datetime:
     """A timezone-aware datetime of UTC nanoseconds since the epoch."""
     return datetime.datetime.fromtimestamp(time_ns / 1e9, datetime.timezone.utc)
+
+
+def guest_ns(event: Event) -> int:
+    """When an event was seen, UTC ns by the clock that `Process.start_ns` is by: the guest's.
+
+    By the observer's where the guest's is not known.
+    """
+    process, boottime = process_of(event), event.occasion.boottime
+    if process.start_ns is None or boottime is None:
+        return event.occasion.time_ns
+    return process.start_ns + max(boottime - process.identity.start, 0)
+
+
+def lifetime_ns(event: Event) -> int | None:
+    """For how long a process that has died has been there, all its images, by the guest's boot clock."""
+    if not died(event) or event.occasion.boottime is None:
+        return None
+    return max(event.occasion.boottime - process_of(event).identity.start, 0)
+
+
+def died(event: Event) -> bool:
+    """Whether a process ended, and not an image alone."""
+    return isinstance(event, ProcessEnd) and event.reason is not EndReason.EXEC
 
 
 def outcome(event: Event) -> str | None:

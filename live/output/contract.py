@@ -14,11 +14,12 @@ from live.core.events import Event
 from live.core.system import System
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Context:
     """What an output gets when it is made.
 
-    ``out``: the stream to write to.  ``system``: the boot that the events are of.  ``host``: the VM's name.
+    ``out``: the stream to write to.  ``system``: the boot that the events are of; whoever made the context
+    sets it anew when more is known, so a sink asks for it at each event.  ``host``: the VM's name.
     ``mode``: how it is watched.
     """
 

@@ -1,7 +1,8 @@
 """Events as Elastic Common Schema documents, one nested object per event.
 
 Field names are those of ECS 8 (`process.*`, `event.*`, `host.*`; RFC 0030 for the Linux event
-model).  What ECS has no field for is under ``pse``.  Values that could not be read are left out.
+model).  What ECS has no field for is under ``pse``.  Values that could not be read are left out.  Bytes from
+the guest that are no UTF-8 are escaped by `live.core.text.escaped`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 
 from live.core.events import Event, Identity, Process, ProcessEnd, ProcessExec, ProcessStart, StartReason
 from live.core.system import System
-from live.core.text import encodable
-from live.output.columns import command_line, process_of, reason, signal_name
+from live.core.text import escaped
+from live.output.columns import command_line, died, guest_ns, lifetime_ns, process_of, reason, signal_name
 from live.output.contract import Context, Sink
 
 _ACTIONS = {StartReason.RUNNING: "running", StartReason.FORK: "fork", StartReason.EXEC: "exec"}
@@ -27,9 +28,10 @@ def entity_id(system: System, identity: Identity) -> str:
     """`process.entity_id`: the same for every observer of one boot.
 
     RFC 0030 names what it is made of (boot id, pid, start time): here the first 16 bytes of their
-    SHA-256, in URL-safe base64 without padding.
+    SHA-256, in URL-safe base64 without padding.  For the boot id stands `System.key`, since a guest makes
+    its boot id only when somebody first asks for it.
     """
-    return _hashed(system.boot_id, identity)
+    return _hashed(system.key or system.boot_id, identity)
 
 
 @functools.lru_cache(4096)
@@ -53,6 +55,7 @@ def document(event: Event, system: System, *, host: str, mode: str) -> dict[str,
                 "category": ["process"],
                 "type": [_type(event)],
                 "action": action,
+                "duration": lifetime_ns(event),
             },
             "host": {
                 "name": host,
@@ -73,6 +76,7 @@ def document(event: Event, system: System, *, host: str, mode: str) -> dict[str,
                 "asid": f"{process.asid:#x}" if process.asid is not None else None,
                 "task": f"{process.task:#x}",
                 "start_boottime": process.identity.start,
+                "boottime": occasion.boottime,
                 "generation": process.generation,
                 "kernel_thread": process.kernel or None,
                 "args_truncated": process.args_truncated or None,
@@ -96,8 +100,8 @@ def line(event: Event, system: System, *, host: str, mode: str) -> str:
     """The document as one line of ASCII JSON, without the newline."""
     found = document(event, system, host=host, mode=mode)
     text = _encode(found)
-    # Strict JSON readers refuse a lone surrogate, \ud...; it is rare, so it is searched for in the text.
-    return _encode(_encodable(found)) if "\\ud" in text else text
+    # What `escaped` changes is rare, so it is searched for in the text: surrogates, and a backslash before x.
+    return _encode(_escaped(found)) if "\\ud" in text or "\\\\x" in text else text
 
 
 class EcsLines:
@@ -137,7 +141,7 @@ def _process(event: Event, process: Process, system: System) -> dict[str, Any]:
         "working_directory": process.cwd,
         "entity_id": entity_id(system, process.identity),
         "start": _time(process.start_ns),
-        "end": _time(event.occasion.time_ns) if _died(event) else None,
+        "end": _time(guest_ns(event)) if died(event) else None,
         "exit_code": _exit_code(event),
         "real_user": {"id": _string(process.uid)},
         "real_group": {"id": _string(process.gid)},
@@ -156,11 +160,7 @@ def _type(event: Event) -> str:
     """ECS event.type.  The end of an image at exec is a change: the process and its entity_id live on."""
     if isinstance(event, ProcessStart):
         return "info" if event.reason is StartReason.RUNNING else "start"
-    return "end" if _died(event) else "change"
-
-
-def _died(event: Event) -> bool:
-    return isinstance(event, ProcessEnd) and event.reason.value != "exec"
+    return "end" if died(event) else "change"
 
 
 def _exit_code(event: Event) -> int | None:
@@ -206,10 +206,10 @@ def _clean(value: dict[str, Any]) -> dict[str, Any]:
     return cleaned
 
 
-def _encodable(value: Any) -> Any:
-    """A copy with text that every JSON reader accepts."""
+def _escaped(value: Any) -> Any:
+    """A copy with text that every JSON reader accepts, and from which the bytes can be had again."""
     if isinstance(value, dict):
-        return {key: _encodable(item) for key, item in value.items()}
+        return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_encodable(item) for item in value]
-    return encodable(value) if isinstance(value, str) else value
+        return [_escaped(item) for item in value]
+    return escaped(value) if isinstance(value, str) else value

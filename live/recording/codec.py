@@ -90,7 +90,16 @@ def _number_or_none(value: Any) -> int | None:
 
 _status = _record(ExitStatus, {"code": _number_or_none, "signal": _number_or_none, "core": _truth})
 _namespaces = _record(Namespaces, {field.name: _number_or_none for field in fields(Namespaces)})
-_occasion = _record(Occasion, {"time_ns": _time, "trigger": _text, "late_ns": _integer, "missed": _integer})
+_occasion = _record(
+    Occasion,
+    {
+        "time_ns": _time,
+        "trigger": _text,
+        "late_ns": _integer,
+        "missed": _integer,
+        "boottime": _number_or_none,
+    },
+)
 _PROCESS: dict[str, Parser] = {
     **{field.name: _integer for field in fields(Process)},
     "identity": _identity,
@@ -133,12 +142,13 @@ def _encode_status(status: ExitStatus) -> Json:
 
 
 def _encode_occasion(occasion: Occasion) -> Json:
-    return {
+    result: Json = {
         "time_ns": occasion.time_ns,
         "trigger": occasion.trigger,
         "late_ns": occasion.late_ns,
         "missed": occasion.missed,
     }
+    return result if occasion.boottime is None else {**result, "boottime": occasion.boottime}
 
 
 def encode_event(event: Event) -> Json:

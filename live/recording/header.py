@@ -56,6 +56,7 @@ class Header:
                 "boot_id": system.boot_id,
                 "boot_id_known": system.boot_id_known,
                 "boot_ns": system.boot_ns,
+                "key": system.key,
             },
             "segments": [[one.start, one.length] for one in self.segments],
         }
@@ -85,6 +86,7 @@ def decode(value: Any) -> Header:
             boot_id=system.text("boot_id"),
             boot_id_known=system.value("boot_id_known") is True,
             boot_ns=None if system.value("boot_ns") is None else system.number("boot_ns"),
+            key=system.text_or_none("key") or "",
         ),
         segments=_segments(top.value("segments")),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from live.core.errors import GuestGone, TargetError
 from live.core.events import Event, is_kernels
+from live.core.system import System
 from live.core.tracker import Counts
 from live.recording.header import Header
 from live.recording.hold import hold_of
@@ -95,7 +96,7 @@ class Recorder:
         """The system over memory that notes its reads; making it is the first step of the recording."""
         session = self._session
         self._memory.begin()
-        system = session.os.over(self._memory)
+        system = self._os = session.os.over(self._memory)
         stepper = session.stepper(self.choice, system)
         self.writer.step("setup", time.time_ns(), self._memory.end())
         if "asid" in snapshots.at and isinstance(stepper, AsidStepper):
@@ -106,6 +107,11 @@ class Recorder:
     def counts(self) -> Counts:
         """Events so far, and tasks missed."""
         return self.steps.tracker.counts
+
+    @property
+    def system(self) -> System:
+        """Which boot of which host this is, as known now."""
+        return self._os.system
 
     @property
     def cost(self) -> Cost:

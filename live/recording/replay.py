@@ -11,7 +11,7 @@ from live.arch import architecture
 from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.events import Event
 from live.core.memory import MemoryReader
-from live.core.system import OperatingSystem
+from live.core.system import OperatingSystem, System
 from live.recording import codec
 from live.recording.file import Recording, Step
 from live.recording.past_memory import ReplayMemory
@@ -53,6 +53,8 @@ class Replay:
     def __init__(self, recording: Recording) -> None:
         """Nothing is replayed before `events`."""
         self.recording = recording
+        self.system: System = recording.header.system
+        """Which boot of which host it is, as known at the event that `events` has given last."""
         self._memory = ReplayMemory(recording)
         self.differences = 0
         """Number of events that differ from the recorded ones."""
@@ -73,6 +75,7 @@ class Replay:
         for step in steps:
             self._memory.enter(step)
             events = self._take(stepper, step)
+            self.system = system.system
             self._compare(step, events)
             yield from enumerate(events, step.events[0])
 

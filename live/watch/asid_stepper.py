@@ -29,7 +29,7 @@ class AsidStepper:
         Raises `MemoryFault` or `SymbolsMissing` if the system cannot be watched so.
         """
         self._system, self._rules = system, system.asids()
-        self.tracker = Tracker(system.describe, system.revisit)
+        self.tracker = Tracker(system.describe, system.revisit, system.uptime)
         self._watch = AsidWatch(machine, self._rules, self.tracker.shown, mode)
         self._compared_ns = 0
 

@@ -13,7 +13,7 @@ def present(system: OperatingSystem, time_ns: int) -> list[Event]:
     be read.
     """
     snapshot = system.snapshot(time_ns, "attach")
-    occasion = Occasion(time_ns=time_ns, trigger=snapshot.trigger)
+    occasion = Occasion(time_ns=time_ns, trigger=snapshot.trigger, boottime=system.uptime())
     events: list[Event] = []
     for task in snapshot.tasks:
         process = system.describe(task)

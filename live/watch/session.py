@@ -38,11 +38,13 @@ class Session:
         *,
         progress: Progress | None = None,
         systems_wanted: Sequence[Finder] | None = None,
+        max_args: int | None = None,
     ) -> None:
         """Attach to ``target``: a name, a pid, a monitor socket, ``SCHEME:TARGET``; None for the only guest.
 
         A `Guest` is taken as it is, and closed with the session.  ``systems_wanted``: which operating systems
-        are searched for; None: all that are known.  Raises `TargetError` if there is no such guest or it may
+        are searched for; None: all that are known.  ``max_args``: bytes of a command line that are kept;
+        None: as many as the system does by itself.  Raises `TargetError` if there is no such guest or it may
         not be read, `NoKernelFound` or `SymbolsMissing` if there is nothing in it that can be introspected.
         """
         self.guest: Guest = registry.attach(target) if target is None or isinstance(target, str) else target
@@ -52,6 +54,8 @@ class Session:
             if self.guest.unplaced is not None:
                 systems.place(self.guest.unplaced, self.machine, wanted)
             self.os = systems.find(self.guest.memory, self.machine, wanted, progress)
+            if max_args is not None:
+                self.os.keep(max_args=max_args)
             self.notes = (*self.guest.notes, *self.os.notes, *self._require_running())
         except BaseException:
             self.guest.close()

@@ -43,7 +43,7 @@ class Stepper:
     def __init__(self, system: OperatingSystem) -> None:
         """The first step must be a snapshot: it seeds the tracker."""
         self._system = system
-        self.tracker = Tracker(system.describe, system.revisit)
+        self.tracker = Tracker(system.describe, system.revisit, system.uptime)
 
     @property
     def counts(self) -> Counts:

@@ -1,5 +1,7 @@
 """Short ways to make tasks, snapshots and a tracker over them."""
 
+from dataclasses import replace
+
 from live.core.events import Identity, Occasion, Process, ProcessEnd, ProcessExec
 from live.core.snapshot import Counters, Snapshot, Task
 from live.core.tracker import Tracker
@@ -66,6 +68,10 @@ def short(event):
     if isinstance(event, ProcessEnd):
         return "end", event.process.pid, event.reason.value
     return "start", event.process.pid, event.reason.value, event.process.comm
+
+
+def replace_time(occasion, time_ns):
+    return replace(occasion, time_ns=time_ns)
 
 
 def drain(tracker):

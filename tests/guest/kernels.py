@@ -12,7 +12,9 @@ from . import cache
 from .apt import Apt
 from .errors import FetchError
 
-_KERNEL_PACKAGE = re.compile(r"linux-(image|base|binary|modules)-\d\S*-cloud-amd64|linux-base-cloud-amd64")
+_KERNEL_PACKAGE = re.compile(
+    r"linux-(image|base|binary|modules)-\d\S*-(cloud|rt)-amd64|linux-base-cloud-amd64"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +24,14 @@ class Kernel:
     name: str
     suite: str
     holder: str = "image"
-    """Which of the packages ``linux-<holder>-VERSION-cloud-amd64`` has the image."""
+    """Which of the packages ``linux-<holder>-VERSION-<flavour>-amd64`` has the image."""
     image: str = "boot/vmlinuz-*"
-    meta: str = "linux-image-cloud-amd64"
-    """The package that always depends on the suite's newest kernel."""
+    flavour: str = "cloud"
+
+    @property
+    def meta(self) -> str:
+        """The package that always depends on the suite's newest kernel."""
+        return f"linux-image-{self.flavour}-amd64"
 
 
 KERNELS = {
@@ -34,6 +40,8 @@ KERNELS = {
         Kernel(name="5.10", suite="bullseye"),
         Kernel(name="6.1", suite="bookworm"),
         Kernel(name="6.12", suite="trixie"),
+        # PREEMPT_RT: locks, and with them the structures that hold one, are larger.
+        Kernel(name="6.12-rt", suite="trixie", flavour="rt"),
         # From 7.x on Debian splits the image from its modules.
         Kernel(name="7.2", suite="sid", holder="binary", image="usr/lib/modules/*/vmlinuz"),
     )
@@ -88,13 +96,13 @@ def _build(kernel: Kernel, work: Path) -> None:
 
 def _image_package(apt: Apt, kernel: Kernel) -> str:
     """Follow the meta package's dependencies to the package with the image."""
-    wanted = re.compile(rf"linux-{kernel.holder}-\d\S*-cloud-amd64")
+    wanted = re.compile(rf"linux-{kernel.holder}-\d\S*-{kernel.flavour}-amd64")
     seen: list[str] = [kernel.meta]
     for name in seen:  # grows while we walk it
         if wanted.fullmatch(name):
             return name
         seen += [new for new in apt.depends(name) if new not in seen and _KERNEL_PACKAGE.fullmatch(new)]
     raise FetchError(
-        f"suite {kernel.suite} has no package linux-{kernel.holder}-*-cloud-amd64: "
+        f"suite {kernel.suite} has no package linux-{kernel.holder}-*-{kernel.flavour}-amd64: "
         f"correct the row {kernel.name} in kernels.py"
     )

@@ -60,6 +60,7 @@ TYPES = {
         "thread_pid": (160, _P),
         "cgroups": (168, _P),
         "__state": (176, _U32),
+        "stack_canary": (184, _U64),
     },
     "signal_struct": {
         "live": (4, "atomic_t"),
@@ -68,8 +69,16 @@ TYPES = {
         "group_exit_code": (16, _I32),
         "thread_head": (24, "list_head"),
         "pids": (40, ("pointer", 4)),
+        "curr_target": (72, _P),
     },
-    "mm_struct": {"pgd": (16, _P), "exe_file": (24, _P), "arg_start": (32, _U64), "arg_end": (40, _U64)},
+    "mm_struct": {
+        "pgd": (16, _P),
+        "exe_file": (24, _P),
+        "arg_start": (32, _U64),
+        "arg_end": (40, _U64),
+        "env_start": (48, _U64),
+        "env_end": (56, _U64),
+    },
     "cred": {
         "uid": (4, "kuid_t"),
         "gid": (8, "kgid_t"),
@@ -87,7 +96,8 @@ TYPES = {
         "net_ns": (32, _P),
         "cgroup_ns": (40, _P),
     },
-    "uts_namespace": {"ns": (0, "ns_common")},
+    "new_utsname": {"nodename": (0, ("char", 65)), "release": (65, ("char", 65))},
+    "uts_namespace": {"ns": (0, "ns_common"), "name": (16, "new_utsname")},
     "path": {"mnt": (0, _P), "dentry": (8, _P)},
     "fs_struct": {"root": (8, "path"), "pwd": (24, "path")},
     "file": {"f_path": (16, "path")},
@@ -107,9 +117,29 @@ TYPES = {
     "proc_ns_operations": {"name": (0, _P)},
     "vfsmount": {"mnt_root": (0, _P)},
     "mount": {"mnt_parent": (0, _P), "mnt_mountpoint": (8, _P), "mnt": (16, "vfsmount")},
-    "timekeeper": {"offs_real": (0, _S64), "offs_boot": (8, _S64)},
+    "tk_read_base": {"xtime_nsec": (0, _U64), "base": (8, _S64), "shift": (16, _U32)},
+    "timekeeper": {
+        "offs_real": (0, _S64),
+        "offs_boot": (8, _S64),
+        "xtime_sec": (16, _U64),
+        "tkr_mono": (24, "tk_read_base"),
+    },
+    # As on PREEMPT_RT: a counter, and the lock that belongs to it.
+    "seqcount": {"sequence": (0, _U32)},
+    "seqcount_raw_spinlock": {"seqcount": (0, "seqcount"), "lock": (8, _P)},
+    "unnamed_1": {"seq": (0, "seqcount_raw_spinlock"), "timekeeper": (16, "timekeeper")},
 }
-SIZES = {"list_head": 16, "atomic_t": 4, "kuid_t": 4, "kgid_t": 4, "path": 16, "upid": 16, "qstr": 16}
+SIZES = {
+    "list_head": 16,
+    "atomic_t": 4,
+    "kuid_t": 4,
+    "kgid_t": 4,
+    "path": 16,
+    "upid": 16,
+    "qstr": 16,
+    "seqcount": 4,
+}
+SIZES |= {"seqcount_raw_spinlock": 16, "tk_read_base": 24, "new_utsname": 130}
 SYMBOLS = {
     "init_task": 0x1000,
     "total_forks": 0x100,
@@ -120,6 +150,8 @@ SYMBOLS = {
     "pipefs_dname": 0x3100,
     "_end": 0x8000,
 }
+MORE = {"tk_core": 0x400, "sysctl_bootid": 0x500, "init_uts_ns": 0x600}
+"""Symbols of guests that ask for them."""
 
 
 def _type(kind):
@@ -133,8 +165,14 @@ def _type(kind):
     return {"kind": "base" if kind in _BASE else "struct", "name": kind}
 
 
-def write_isf(path, drop=()):
-    """Write the ISF; members in ``drop`` ("type.member") are left out."""
+def write_isf(path, drop=(), more=None):
+    """Write the ISF; types and members in ``drop`` ("type.member") are left out.
+
+    ``more``: symbols of `MORE`, with their types or None.
+    """
+    found = {name: {"address": START_KERNEL_MAP + at} for name, at in SYMBOLS.items()}
+    for name, kind in (more or {}).items():
+        found[name] = {"address": START_KERNEL_MAP + MORE[name], **({"type": _type(kind)} if kind else {})}
     base = {
         name: {"size": size, "signed": signed, "kind": kind, "endian": "little"}
         for name, (size, signed, kind) in _BASE.items()
@@ -155,8 +193,9 @@ def write_isf(path, drop=()):
                 },
             }
             for name, members in TYPES.items()
+            if name not in drop
         },
-        "symbols": {name: {"address": START_KERNEL_MAP + at} for name, at in SYMBOLS.items()},
+        "symbols": found,
     }
     path.write_text(json.dumps(document))
     return path
@@ -181,9 +220,9 @@ class Memory(InPlace):
 class SyntheticGuest:
     """Builds tasks; `kernel()` gives the introspection over them."""
 
-    def __init__(self, tmp_path, drop=(), mapped=True):
+    def __init__(self, tmp_path, drop=(), mapped=True, more=None):
         self.ram = bytearray(RAM)
-        self.isf = write_isf(tmp_path / "synthetic.json", drop)
+        self.isf = write_isf(tmp_path / "synthetic.json", drop, more)
         self.memory = Memory(self.ram, mapped)
         self._free = 0x40000
         self.dtb = self.allocate(4096, align=0x2000) - DIRECT
@@ -195,7 +234,7 @@ class SyntheticGuest:
         self.link()
 
     def global_(self, name):
-        return START_KERNEL_MAP + SYMBOLS[name] + SHIFT
+        return START_KERNEL_MAP + {**SYMBOLS, **MORE}[name] + SHIFT
 
     def gpa(self, address):
         if address >= START_KERNEL_MAP:
@@ -256,6 +295,7 @@ class SyntheticGuest:
             exit_state=0x20 if dead else 0,
         )
         self.set(address, "task_struct", group_leader=address, **values)
+        self.set(signal, "signal_struct", curr_target=address)
         head = signal + TYPES["signal_struct"]["thread_head"][0]
         nodes = [address]
         for extra in range(1, threads):

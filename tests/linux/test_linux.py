@@ -1,9 +1,12 @@
 import pytest
 
+from live.arch.x86_64 import X86_64
 from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.events import ExitStatus, Identity
 from live.linux.details import ProcessReader
+from live.linux.kernel import SIGNAL_GROUP_EXIT
 from live.linux.layout import SymbolTable, field
+from live.linux.system import LINUX
 from tests.linux.synthetic import DIRECT, RAM, TYPES, SyntheticGuest
 
 
@@ -114,10 +117,28 @@ def test_a_freed_task_still_tells_how_it_ended(guest):
     kernel = guest.kernel()
     (task,) = kernel.snapshot(0, "").tasks
     assert kernel.revisit(task) is None, "it is not exiting"
+    signal = kernel.task(address).signal
     guest.set(address, "task_struct", flags=4, exit_code=9)
+    assert kernel.revisit(task) is None, "another thread lives on"
+    guest.set(signal, "signal_struct", live=0)
     assert kernel.revisit(task).exit_code == 9
     guest.set(address, "task_struct", start_boottime=1)
     assert kernel.revisit(task) is None, "the memory is another task's now"
+
+
+def test_a_freed_task_tells_the_groups_exit_code_and_never_its_own(guest):
+    """The leader left first, with 5; the group ended with 6."""
+    address = guest.task(5)
+    kernel = guest.kernel()
+    (task,) = kernel.snapshot(0, "").tasks
+    signal = kernel.task(address).signal
+    guest.set(address, "task_struct", flags=4, exit_code=5 << 8)
+    guest.set(signal, "signal_struct", live=0, flags=SIGNAL_GROUP_EXIT, group_exit_code=6 << 8)
+    assert kernel.revisit(task).exit_code == 6 << 8
+    guest.set(signal, "signal_struct", curr_target=address + 64)
+    assert kernel.revisit(task) is None, "the memory is another group's now"
+    guest.set(address, "task_struct", signal=0x4141414141414141)
+    assert kernel.revisit(task) is None
 
 
 def test_arguments_are_read_across_pages_and_cut_at_a_gap(guest):
@@ -269,3 +290,22 @@ def test_threads_that_lead_to_themselves_are_counted_once(guest):
     node = address + TYPES["task_struct"]["thread_node"][0]
     guest.put(node, "<Q", node)
     assert guest.kernel().snapshot(0, "").tids == {(4, 4000)}
+
+
+def test_the_limit_of_a_command_line_goes_with_the_system_and_into_recordings(tmp_path):
+    guest = SyntheticGuest(tmp_path)
+    guest.task(3)
+    system = guest.system()
+    (task,) = system.snapshot(0, "").tasks
+    user = 0x7F0000001000
+    guest.map_user(task.asid + DIRECT, user, b"prog\0long\0")
+    guest.set(task.mm, "mm_struct", arg_start=user, arg_end=user + 10, env_start=user + 10, env_end=user + 10)
+    assert (system.describe(task).args, system.describe(task).args_truncated) == (("prog", "long"), False)
+    system.keep(max_args=7)
+    said, table = system.recorded(), guest.isf.read_bytes()
+    again = LINUX.recall(guest.memory, X86_64, said, table, system.system)
+    for one in (system, system.over(guest.memory), again):
+        assert (one.describe(task).args, one.describe(task).args_truncated) == (("prog", "lo"), True)
+    for wrong in (0, -1, 1 << 40, "7", None):
+        with pytest.raises(ValueError, match="limit of a command line"):
+            LINUX.recall(guest.memory, X86_64, {**said, "max_args": wrong}, table, system.system)

@@ -110,6 +110,13 @@ class ToySystem:
             return None
         return now if now is not None and now.identity == task.identity and now.dead else None
 
+    def uptime(self) -> int | None:
+        """It has no clock."""
+        return None
+
+    def keep(self, *, max_args: int) -> None:
+        """Its command lines are short."""
+
     def describe(self, task: Task, *, standing: bool = False) -> Process:
         space = self.machine.address_space(self.memory, task.mm, 1)
         text = space.read_until_fault(0, LONGEST).partition(b"\0\0")[0]

@@ -16,7 +16,7 @@ from live.core.errors import MemoryFault, NoKernelFound, TargetError
 from live.core.memory import MemoryReader
 from live.core.snapshot import Snapshot
 from live.core.system import System
-from live.linux.boot import now_ns
+from live.linux.clock import KernelClock
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import SymbolTable
 from live.linux.record import KernelRecord
@@ -93,7 +93,8 @@ class Image:
             ) from fault
         self.kernel, self.processes = self.os.kernel, self.os.processes
         self.system: System = self.os.system
-        self.time_ns = now_ns(self.kernel)
+        clocks = KernelClock(self.kernel).read()
+        self.time_ns = clocks.wall_ns if clocks else 0
 
     def snapshot(self, trigger: str = "image") -> Snapshot:
         """A snapshot of the task list.  Raises `MemoryFault` if the kernel's counters cannot be read."""

@@ -17,7 +17,7 @@ from volatility3.framework.renderers import format_hints
 
 from live.core.events import EndReason, Event, Process, ProcessEnd
 from live.core.text import printable
-from live.output.columns import action, command_line, outcome, process_of, reason, utc
+from live.output.columns import action, command_line, guest_ns, outcome, process_of, reason, utc
 
 
 class Column(NamedTuple):
@@ -185,7 +185,7 @@ def timeline(events: Iterable[Event]) -> Iterator[tuple[str, str, datetime.datet
     for event in events:
         process = process_of(event)
         kind = action(event)
-        known = _time(process.start_ns if kind == "start" else event.occasion.time_ns)
+        known = _time(process.start_ns if kind == "start" else guest_ns(event))
         if not isinstance(known, datetime.datetime):
             continue
         text = f"Process {process.pid} {printable(process.comm)} ({process.task:#x})"
