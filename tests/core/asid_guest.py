@@ -50,6 +50,9 @@ class Guest:
     def asids(self):
         return self
 
+    def uptime(self):
+        return None
+
     def snapshot(self, time_ns, trigger):
         self.reads.append("list")
         said = {"time_ns": time_ns, "trigger": trigger}
