@@ -145,13 +145,15 @@ def compare(
             rows["fork"].note(f"{identity} never was")
     happened = set(real.order)
     order = [event for event in observed.order if event in happened]
-    return Score(rows, _by_process(order) == _by_process(real.order), order == real.order, parts)
+    ordered = _by_process(order, real.kernel) == _by_process(real.order, real.kernel)
+    return Score(rows, ordered, order == real.order, parts)
 
 
-def _by_process(order: list[tuple[str, Identity]]) -> dict[Identity, list[str]]:
+def _by_process(order: list[tuple[str, Identity]], kernel: set[Identity]) -> dict[Identity, list[str]]:
     kinds: dict[Identity, list[str]] = {}
     for kind, identity in order:
-        kinds.setdefault(identity, []).append(kind)
+        if identity not in kernel:
+            kinds.setdefault(identity, []).append(kind)
     return kinds
 
 
