@@ -28,6 +28,7 @@ from live.linux.cmdline import MAX_ARGS, CommandLine, Strings, command_line
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import field
 from live.linux.paths import PathReader, PathRef
+from live.linux.security import SecurityReader
 
 _AGAIN_S = (0.0001, 0.001)
 _QUICK_NS = 10_000_000
@@ -44,8 +45,8 @@ _BEHIND = {
     "thread_pid": ("ns_pid", "namespaces"),
     "fs": ("cwd",),
     "nsproxy": ("namespaces",),
-    "cred": (*_IDS, "namespaces"),
-    "signal": ("pgid", "sid"),
+    "cred": (*_IDS, "namespaces", "security"),
+    "signal": ("pgid", "sid", "security"),
     "cgroups": ("cgroup", "container_id"),
 }
 """Pointer in `task_struct` -> fields of `Process` that are read through it; for mm see `_Image`."""
@@ -90,6 +91,7 @@ class ProcessReader:
         self.boot_ns = boot_ns
         unpacker, symbols = kernel.unpacker, kernel.symbols
         self._paths = PathReader(kernel)
+        self._security = SecurityReader(kernel)
         pointers = ("thread_pid", "fs", "nsproxy", "real_cred", "signal", "cgroups")
         self._holds = unpacker(
             "task_struct",
@@ -210,6 +212,7 @@ class ProcessReader:
             namespaces=self._namespaces(at.nsproxy, pid_ns, user_ns),
             cgroup=cgroup,
             container_id=_container(cgroup),
+            security=self._security.read(task.address, at.cred, at.signal) if at.cred else None,
         )
 
     def _command_line(self, task: Task, at: Strings) -> CommandLine:

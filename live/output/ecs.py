@@ -18,6 +18,7 @@ from typing import Any
 from live.core.events import Event, Identity, Process, ProcessEnd, ProcessExec, ProcessStart, StartReason
 from live.core.system import System
 from live.core.text import escaped
+from live.output import capabilities
 from live.output.columns import command_line, died, guest_ns, lifetime_ns, process_of, reason, signal_name
 from live.output.contract import Context, Sink
 
@@ -85,6 +86,7 @@ def document(event: Event, system: System, *, host: str, mode: str) -> dict[str,
                 "namespaces": {name: getattr(process.namespaces, name) for name in _NAMESPACES}
                 if process.namespaces
                 else None,
+                **_security(process),
                 **_ended(event),
             },
         }
@@ -93,6 +95,7 @@ def document(event: Event, system: System, *, host: str, mode: str) -> dict[str,
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_MORE = ("inheritable", "bounding", "ambient")
 _NAMESPACES = ("pid", "mnt", "net", "uts", "ipc", "cgroup", "user")
 
 
@@ -148,7 +151,49 @@ def _process(event: Event, process: Process, system: System) -> dict[str, Any]:
         "group_leader": {"pid": process.pgid},
         "session_leader": {"pid": process.sid},
         "parent": {"pid": process.ppid, "entity_id": entity_id(system, parent) if parent else None},
+        "tty": _tty(process),
+        "thread": {"capabilities": _capabilities(process)},
         "previous": _previous(event.old) if isinstance(event, ProcessExec) else None,
+    }
+
+
+def _tty(process: Process) -> dict[str, Any] | None:
+    if process.security is None or process.security.tty is None:
+        return None
+    major, minor = process.security.tty
+    return {"char_device": {"major": major, "minor": minor}}
+
+
+def _capabilities(process: Process) -> dict[str, Any] | None:
+    found = process.security.capabilities if process.security is not None else None
+    if found is None:
+        return None
+    return {"effective": _names(found.effective), "permitted": _names(found.permitted)}
+
+
+@functools.lru_cache(256)
+def _names(mask: int) -> list[str] | None:
+    return capabilities.names(mask) or None
+
+
+def _security(process: Process) -> dict[str, Any]:
+    """What ECS has no field for."""
+    found = process.security
+    if found is None:
+        return {}
+    more = found.capabilities
+    return {
+        "no_new_privs": found.no_new_privs,
+        "seccomp": found.seccomp,
+        "login_uid": found.login_uid,
+        "login_session": found.session_id,
+        "in_user_namespace": {
+            "uid": found.ns_uid,
+            "gid": found.ns_gid,
+            "euid": found.ns_euid,
+            "egid": found.ns_egid,
+        },
+        "capabilities": {name: f"{getattr(more, name):#x}" for name in _MORE} if more is not None else None,
     }
 
 

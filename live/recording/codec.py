@@ -13,6 +13,7 @@ from dataclasses import fields
 from typing import Any
 
 from live.core.events import (
+    Capabilities,
     EndReason,
     Event,
     ExitStatus,
@@ -23,6 +24,7 @@ from live.core.events import (
     ProcessEnd,
     ProcessExec,
     ProcessStart,
+    Security,
     StartReason,
 )
 from live.core.memory import Asid, GuestPhysical, GuestVirtual
@@ -90,6 +92,24 @@ def _number_or_none(value: Any) -> int | None:
 
 _status = _record(ExitStatus, {"code": _number_or_none, "signal": _number_or_none, "core": _truth})
 _namespaces = _record(Namespaces, {field.name: _number_or_none for field in fields(Namespaces)})
+_capabilities = _record(Capabilities, dict.fromkeys(Capabilities._fields, _integer))
+
+
+def _device(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("a device is none")
+    return _integer(value[0]), _integer(value[1])
+
+
+_SECURITY: dict[str, Parser] = {
+    **{field.name: _number_or_none for field in fields(Security)},
+    "capabilities": lambda value: None if value is None else _capabilities(value),
+    "no_new_privs": lambda value: None if value is None else _truth(value),
+    "tty": _device,
+}
+_security = _record(Security, _SECURITY)
 _occasion = _record(
     Occasion,
     {
@@ -115,6 +135,7 @@ _PROCESS: dict[str, Parser] = {
     "namespaces": _namespaces,
     "cgroup": _text,
     "container_id": _text,
+    "security": _security,
     "exited": _status,
 }
 _process = _record(Process, _PROCESS)
@@ -131,10 +152,21 @@ def _encode_process(process: Process) -> Json:
             continue
         if name == "namespaces":
             value = {one.name: getattr(value, one.name) for one in fields(Namespaces)}
+        elif name == "security":
+            value = _encode_security(value)
         elif name == "exited":
             value = _encode_status(value)
         result[name] = value
     return result
+
+
+def _encode_security(security: Security) -> Json:
+    values = {one.name: getattr(security, one.name) for one in fields(Security)}
+    if security.capabilities is not None:
+        values["capabilities"] = security.capabilities._asdict()
+    if security.tty is not None:
+        values["tty"] = list(security.tty)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _encode_status(status: ExitStatus) -> Json:
