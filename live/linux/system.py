@@ -208,7 +208,8 @@ class LinuxFinder:
             ) from fault
         if not system.system.key:
             raise NoKernelFound(
-                f"{record.title} has no first process yet: the guest is still booting, try again in a second"
+                f"the kernel {record.release} in this memory has no first process yet: the guest is still "
+                "booting, try again in a second"
             )
         return system
 
