@@ -12,10 +12,10 @@ from live.core.errors import GuestGone
 from live.core.memory import GuestVirtual
 from live.core.snapshot import Counters
 from live.core.tracker import Tracker
-from live.core.traps import TrapCounters, TrapRequest, VcpuIndex
+from live.core.traps import Action, TrapCounters, TrapRequest, VcpuIndex
 from live.watch.watchers import Trapper
 from tests.core.build import describe, snapshot
-from tests.hypervisors.fake import FakeSource, code_hit
+from tests.hypervisors.fake import FakeSource, asid_change, code_hit
 
 REQUEST = TrapRequest(code=frozenset({GuestVirtual(0x1000)}))
 
@@ -105,3 +105,48 @@ def test_of_two_holds_that_ran_out_at_once_neither_is_believed():
     ]
     now = replace(code_hit(2, 0x1000), held=True, time_ns=time.monotonic_ns())
     assert [*believed, trapper._in_time(now)] == [False, False, True]
+
+
+class Rearming(Steps):
+    """Asks for something else behind each step."""
+
+    request = TrapRequest(asid_changes=Action.HOLD)
+
+    def trap(self, trap, time_ns, late_ns):
+        self.request = TrapRequest(asid_changes=Action.HOLD, settled=frozenset({trap.new_asid}))
+        return super().trap(trap, time_ns, late_ns)
+
+
+def test_what_a_step_makes_of_the_request_is_in_force_before_its_vcpu_goes_on():
+    steps, source = Rearming(), FakeSource([asid_change(1, 0x2000), asid_change(2, 0x4000)])
+    steps.tracker.receive_tasks(snapshot(threads=1))
+    trapper = Trapper(session(forks=0), steps, source, steps.request)
+    for _ in trapper.run(time.monotonic() + 0.02, lambda event: None):
+        pass
+    calls = [(call, value) for call, value in source.calls if call in ("arm", "resume")]
+    armed = [value.settled for call, value in calls if call == "arm"]
+    assert [call for call, _ in calls] == ["arm", "arm", "resume", "arm", "resume", "arm"]
+    assert armed == [frozenset(), {0x2000}, {0x4000}, frozenset()]
+
+
+def test_an_asid_change_that_is_only_recorded_is_not_late():
+    steps, source = Rearming(), FakeSource([asid_change(1, 0x2000, held=False)])
+    steps.tracker.receive_tasks(snapshot(threads=1))
+    trapper = Trapper(session(forks=0), steps, source, steps.request)
+    for _ in trapper.run(time.monotonic() + 0.02, lambda event: None):
+        pass
+    assert steps.done[:2] == ["attach", 1]
+    assert trapper.cost.late == 0
+
+
+@pytest.mark.parametrize("asids", [True, False])
+def test_where_asid_changes_are_trapped_counters_that_moved_are_looked_at_at_once(asids):
+    """A kernel keeps a process's asid for what has none, so a process may come without an asid change."""
+    steps = Rearming() if asids else Steps()
+    steps.tracker.receive_tasks(snapshot(forks=9))
+    trapper = Trapper(session(forks=10), steps, FakeSource([]), steps.request or REQUEST)
+    run = trapper.run(time.monotonic() + 1, lambda event: None)
+    next(run)
+    next(run)
+    assert steps.done == (["attach", "proof"] if asids else ["attach"])
+    run.close()

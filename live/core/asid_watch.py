@@ -29,7 +29,6 @@ Shown = Callable[[Identity], Process | None]
 class _Opened:
     """A call that may make a process in the caller's asid."""
 
-    asid: Asid
     before: frozenset[Identity]
     """Who had the asid then."""
     left: int = _MOST_CALLS
@@ -48,7 +47,7 @@ class AsidWatch:
         self.premature = 0
         """Tasks that were taken for complete while they were transient; in `AsidMode.DIFF` only."""
         self._standings: dict[Asid, Standing] = {}
-        self._opened: dict[int, _Opened] = {}
+        self._opened: dict[tuple[int, Asid], _Opened] = {}  # by the caller, 0 if unknown, and its asid
         self._changes: dict[Asid, int] = {}
         self._tasks: dict[int, Task] = {}
         self._places: dict[Identity, int] = {}
@@ -85,7 +84,7 @@ class AsidWatch:
         calm = (asid for asid, standing in self._standings.items() if standing in CALM)
         return TrapRequest(
             settled=rules.kernel.union(calm),
-            pending=frozenset(opened.asid for opened in self._opened.values()),
+            pending=frozenset(asid for _, asid in self._opened),
             asid_changes=self._every,
             unsettled_asids=Action.RECORD,
             unsettled_syscalls=Action.HOLD,
@@ -108,17 +107,23 @@ class AsidWatch:
         if isinstance(trap, Syscall):
             if self._rules.shares(trap):
                 return Cause.OPENING
-            return Cause.OTHER if self._standings.get(trap.asid) in CALM else Cause.CALL
+            return Cause.OTHER if self._calm(trap.asid) else Cause.CALL
         if trap.moved:
             return Cause.MOVED_HERE if trap.words else Cause.MOVED
-        if self._standings.get(trap.new_asid) in CALM:
+        if self._calm(trap.new_asid):
             return Cause.OTHER
         self._changes[trap.new_asid] = self._changes.get(trap.new_asid, 0) + 1
         return Cause.OFTEN if self._changes[trap.new_asid] > _OFTEN else Cause.CHANGE
 
+    def _calm(self, asid: Asid) -> bool:
+        return self._standings.get(asid) in CALM or asid in self._rules.kernel
+
     def corrected(self, snapshot: Snapshot, trap: AsidChange | Syscall | None) -> Snapshot:
         """The snapshot, its tasks as transient as they are known to be at this trap; None: at no trap."""
-        self._fresh = [task for task in snapshot.tasks if self._tasks.get(task.address) is not task]
+        known = self._tasks
+        self._fresh = [
+            task for task in snapshot.tasks if known.get(task.address) is not task or task.transient
+        ]
         self._look_at_roots(self._fresh)
         calling = trap.asid if isinstance(trap, Syscall) else None
         changed: dict[int, Task] = {}
@@ -153,9 +158,9 @@ class AsidWatch:
 
     def _look_at_roots(self, tasks: Iterable[Task]) -> None:
         if self._split and any(task.asid != self._machine.asid_of(task.asid) for task in tasks):
-            # A process has one table of pages for both the kernel and itself.
-            self._split = False
-            self._forget()
+            # A process has one table of pages for both the kernel and itself.  No root so far had that bit.
+            self._split, self._request = False, None
+            self._forget_foreign()
 
     def moved(self, trap: AsidChange) -> tuple[list[int], bool]:
         """(guest-virtual addresses of the tasks of which a word has moved, whether tasks came or went)."""
@@ -176,7 +181,9 @@ class AsidWatch:
 
     def take(self, trap: AsidChange | Syscall) -> None:
         """Take in a trap at which the list was not read."""
-        if not isinstance(trap, AsidChange) or self._standings.get(trap.new_asid) in CALM:
+        if isinstance(trap, AsidChange) and trap.moved:
+            self._forget_foreign()
+        if not isinstance(trap, AsidChange) or self._calm(trap.new_asid):
             return
         if len(self._owners.get(trap.asid, ())) == 1:
             self._see(trap.asid, Seen.LEFT)
@@ -208,7 +215,7 @@ class AsidWatch:
             self._see_owners((subject,), otherwise=Seen.STRANGE)
         if isinstance(trap, Syscall) and self._rules.shares(trap):
             self._see(trap.asid, Seen.SHARES)
-            self._opened[self._rules.caller(trap)] = _Opened(trap.asid, self._identities(trap.asid))
+            self._opened[self._rules.caller(trap), trap.asid] = _Opened(self._identities(trap.asid))
             self._request = None
         if self._mode is AsidMode.ASID and self._words.note(self._fresh):
             self._request = None
@@ -231,11 +238,6 @@ class AsidWatch:
             self._standings.pop(asid, None)
         else:
             self._standings[asid] = after
-
-    def _forget(self) -> None:
-        self._request = None
-        for known in (self._standings, self._opened, self._tasks, self._places, self._asids, self._owners):
-            known.clear()
 
     def _forget_foreign(self) -> None:
         """One of them may be a process's by now."""
@@ -292,18 +294,18 @@ class AsidWatch:
         if not self._opened:
             return
         caller = self._rules.caller(trap) if isinstance(trap, Syscall) else 0
-        for who, opened in list(self._opened.items()):
-            if isinstance(trap, Syscall) and trap.asid == opened.asid:
+        for (who, asid), opened in list(self._opened.items()):
+            if isinstance(trap, Syscall) and trap.asid == asid:
                 opened.left -= 1
-            owners = [self._tasks[at] for at in self._owners.get(opened.asid, ())]
+            owners = [self._tasks[at] for at in self._owners.get(asid, ())]
             born = any(
                 task.identity not in opened.before and (not who or task.parent == who) for task in owners
             )
             if born or not owners or not opened.left or (who and who == caller):
-                del self._opened[who]
+                del self._opened[who, asid]
                 self._request = None
-                if all(other.asid != opened.asid for other in self._opened.values()):
-                    self._see(opened.asid, Seen.ANSWERED)
+                if all(other != asid for _, other in self._opened):
+                    self._see(asid, Seen.ANSWERED if owners else Seen.UNOWNED)
 
 
 class _Words:

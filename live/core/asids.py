@@ -93,6 +93,7 @@ STANDINGS: Mapping[tuple[Standing, Seen], Standing] = MappingProxyType(
         (Standing.SETTLED, Seen.UNOWNED): Standing.NEW,
         (Standing.FOREIGN, Seen.COMPLETE): Standing.SETTLED,
         (Standing.FOREIGN, Seen.TRANSIENT): Standing.PENDING,
+        (Standing.FOREIGN, Seen.SHARES): Standing.SHARED,
     }
 )
 """What becomes of an asid; a pair that is not listed changes nothing."""

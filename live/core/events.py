@@ -88,6 +88,37 @@ class Namespaces:
     user: int | None = None
 
 
+class Capabilities(NamedTuple):
+    """Bit masks, bit n for capability n (capabilities(7))."""
+
+    effective: int
+    permitted: int
+    inheritable: int
+    bounding: int
+    ambient: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """What a process may do, and on whose behalf; None where unreadable.
+
+    ``ns_uid`` and so on: its ids as it sees them itself, in its user namespace; those of `Process` are the
+    host's.  ``seccomp``: 0 none, 1 strict, 2 filters.  ``login_uid``, ``session_id``: of the login (audit),
+    also None if there was none.  ``tty``: (major, minor) of the controlling terminal, also None without one.
+    """
+
+    ns_uid: int | None = None
+    ns_gid: int | None = None
+    ns_euid: int | None = None
+    ns_egid: int | None = None
+    capabilities: Capabilities | None = None
+    no_new_privs: bool | None = None
+    seccomp: int | None = None
+    login_uid: int | None = None
+    session_id: int | None = None
+    tty: tuple[int, int] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
     """One process (thread group) with one image, as it was when the event became true.
@@ -97,6 +128,11 @@ class Process:
     the gpa of its top-level page table (None for a kernel thread).  ``start_ns`` is UTC in ns since
     the epoch by the guest's own clock.  ``generation`` is `self_exec_id`: it tells images of one
     process apart.  ``comm`` has at most 15 bytes, as the kernel keeps it.
+
+    ``exe`` and ``cwd`` are what the links of /proc/PID show to a process with the same root, with the
+    kernel's `` (deleted)`` behind an unlinked name.  One to which the root does not lead (a chroot, another
+    mount namespace, a tree that was unmounted while in use) begins with ``(unreachable)``, as getcwd(2) has
+    it.  A program without a file has the name that the kernel makes for it: ``/memfd:NAME (deleted)``.
     """
 
     identity: Identity
@@ -123,6 +159,7 @@ class Process:
     namespaces: Namespaces | None = None
     cgroup: str | None = None
     container_id: str | None = None
+    security: Security | None = None
     exited: ExitStatus | None = None
 
 

@@ -133,7 +133,7 @@ class TrapRequest:
     """Compared at each asid change, which is trapped and held if one has moved since the last one."""
     moved_fence: frozenset[int] | None = None
     """Not None: where a word has moved the vCPU need not stand, as at one of `fences` that these system calls
-    (0..1023, by `Abi.NATIVE`) pass; a source that has no fences holds it there, too."""
+    (0..1023, by `Abi.NATIVE`) pass, and no asid change; a source that has no fences holds it there, too."""
     code: frozenset[GuestVirtual] = frozenset()
     """Code addresses, trapped and held before the instruction there executes."""
     code_action: Action = Action.HOLD

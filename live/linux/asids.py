@@ -29,6 +29,7 @@ from live.core.traps import Abi, CallFlags, Syscall, Word
 from live.linux.entries import entries
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import field
+from live.linux.newest import Backwards
 from live.linux.vcpu import TASK_NEW, VcpuTasks
 
 # include/uapi/linux/sched.h
@@ -53,6 +54,7 @@ class LinuxAsids:
         """Raises `MemoryFault` or `SymbolsMissing`."""
         self._kernel = kernel
         self._calls = kernel.facts.calls
+        self._backwards = Backwards(kernel)
         self._state = kernel.unpacker("task_struct", (field("__state", "state"),))
         self._exit_state = kernel.symbols.offset("task_struct", "exit_state")
         self._live = kernel.symbols.offset("signal_struct", "live")
@@ -94,7 +96,7 @@ class LinuxAsids:
         """See `live.core.system.AsidRules.newest`: copy_process() adds at the tail."""
         found: list[Task] = []
         try:
-            for task in self._kernel.backwards():
+            for task in self._backwards:
                 if known(task.address) == task.identity:
                     return found[::-1]
                 if len(found) >= MOST_NEW:

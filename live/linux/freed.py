@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from live.core.errors import MemoryFault
 from live.core.snapshot import Task
-from live.linux.kernel import PF_EXITING, SIGNAL_GROUP_EXIT, LinuxKernel, TaskStruct
+from live.linux.kernel import PF_EXITING, SIGNAL_GROUP_EXIT, LinuxKernel
 from live.linux.layout import field
+from live.linux.structs import TaskStruct
 
 
 class FreedTasks:

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from live.core.errors import MemoryFault
 from live.core.events import Identity
@@ -38,6 +38,7 @@ from live.core.snapshot import Counters, Snapshot, Task
 from live.linux.kernel_memory import KernelMemory
 from live.linux.layout import SymbolTable, field
 from live.linux.machines import MACHINES, LinuxMachine
+from live.linux.structs import CRED, MM, SIGNAL, TASK, SignalStruct, TaskStruct
 
 _Seen = tuple[tuple[Any, ...], tuple[Any, ...], Task]
 """Raw members of a `task_struct`, raw members of its `signal_struct`, and the `Task` made of them."""
@@ -56,68 +57,6 @@ MAX_TASKS = 1 << 18
 _TRIES = 4
 _NO_DIRECT_MAP = 1 << 64
 # Used to read page_offset_base, which lies in the kernel image: no address is in this direct map.
-
-_TASK = (  # in the order of `TaskStruct`
-    field("tasks.next"),
-    field("pid"),
-    field("tgid"),
-    field("flags"),
-    field("exit_state"),
-    field("exit_code"),
-    field("real_parent"),
-    # start_boottime since 5.5 (kernel commit cf25e24db61c), real_start_time before.
-    field("start_boottime", "real_start_time"),
-    field("self_exec_id"),
-    field("mm"),
-    field("real_cred"),
-    field("signal"),
-    field("group_leader"),
-    field("comm"),
-    field("in_execve", default=0),
-)
-_SIGNAL = (  # in the order of `SignalStruct`; signal->live is an atomic_t
-    field("live.counter", "live"),
-    field("flags"),
-    field("group_exit_code"),
-    field("nr_threads"),
-    field("thread_head.next"),
-)
-_MM = (field("pgd"),)
-_CRED = (field("uid.val", "uid"),)
-
-
-class TaskStruct(NamedTuple):
-    """The members that are read of every `struct task_struct`; pointers are guest-virtual.
-
-    ``next`` is `tasks.next`, ``start_boottime`` in ns, ``comm`` 16 raw bytes.
-    """
-
-    next: int
-    pid: int
-    tgid: int
-    flags: int
-    exit_state: int
-    exit_code: int
-    real_parent: int
-    start_boottime: int
-    self_exec_id: int
-    mm: int
-    real_cred: int
-    signal: int
-    group_leader: int
-    comm: bytes
-    in_execve: int
-
-
-class SignalStruct(NamedTuple):
-    """The members that are read of every `struct signal_struct`; ``first_thread`` is `thread_head.next`."""
-
-    live: int
-    flags: int
-    group_exit_code: int
-    nr_threads: int
-    first_thread: int
-
 
 _FIELD = {name: number for number, name in enumerate(TaskStruct._fields)}
 
@@ -165,13 +104,13 @@ class LinuxKernel:
         )
         self._init_task = self.address("init_task")
         unpacker = self.unpacker
-        record = symbols.record("task_struct", _TASK)
+        record = symbols.record("task_struct", TASK)
         self._task_members = self.memory.unpacker(record)
         self._raw_task = self.memory.raw_unpacker(record)
         self._arrange = record.arranger()
         self._tgid = unpacker("task_struct", (field("tgid"),))
         self._seen: dict[int, _Seen] = {}
-        signals = symbols.record("signal_struct", _SIGNAL)
+        signals = symbols.record("signal_struct", SIGNAL)
         self._signal_members = self.memory.unpacker(signals)
         self._raw_signal = self.memory.raw_unpacker(signals)
         self._arrange_signal = signals.arranger()
@@ -180,10 +119,9 @@ class LinuxKernel:
             record.position(_FIELD["signal"]),
             signals.position(SignalStruct._fields.index("nr_threads")),
         )
-        self.mm = unpacker("mm_struct", _MM)
-        self.cred = unpacker("cred", _CRED)
+        self.mm = unpacker("mm_struct", MM)
+        self.cred = unpacker("cred", CRED)
         self._tasks_offset = symbols.offset("task_struct", "tasks")
-        self._previous = unpacker("task_struct", (field("tasks.prev"),))
         self._thread = unpacker(
             "task_struct",
             (field("pid"), field("start_boottime", "real_start_time"), field("thread_node.next")),
@@ -323,17 +261,6 @@ class LinuxKernel:
                 raise
             # exit_mm() dropped the mm between the two reads; the rest of the task is still valid.
             return self._task(address, found._replace(mm=0), signal)
-
-    def backwards(self) -> Iterator[Task]:
-        """The tasks on the list, the newest first; bounded.  Raises `MemoryFault`."""
-        address = self._init_task
-        seen: set[int] = set()
-        for _ in range(MAX_TASKS):
-            address = self._previous(address)[0] - self._tasks_offset
-            if address == self._init_task or address in seen:
-                return
-            seen.add(address)
-            yield self.read_task(address)
 
     def _task(self, address: int, raw: tuple[Any, ...], signal: tuple[Any, ...]) -> Task:
         (_, _, tgid, flags, exit_state, exit_code, parent, start) = raw[:8]

@@ -13,7 +13,8 @@ from live.recording.file import Recorded, Recording
 KINDS = ("start", "exec", "end", "any")
 SYNTAX = (
     "KIND:PATTERN, where KIND is start, exec, end or any, and PATTERN is matched (* ? [...]) against the "
-    "path of the executable if it has a slash, else against the path's last part and comm"
+    "path of the executable if it has a slash, else against the path's last part and comm; the marks "
+    "(deleted) and (unreachable) may be left out"
 )
 
 
@@ -35,7 +36,8 @@ class EventFilter:
 
     def _names(self, process: Process) -> Iterator[str]:
         if process.exe is not None:
-            yield process.exe if "/" in self._pattern else process.exe.rpartition("/")[2]
+            for path in {process.exe, process.exe.removeprefix("(unreachable)").removesuffix(" (deleted)")}:
+                yield path if "/" in self._pattern else path.rpartition("/")[2]
         if "/" not in self._pattern:
             yield process.comm
 

@@ -58,6 +58,8 @@ class Monitor:
             stepper = self._stepper = session.stepper(self.choice)
             self._tracker = stepper.tracker
             self._watcher = watcher_of(session, self.choice, stepper, interval)
+            registers = session.guest.registers
+            self._alone = registers is not None and len(registers.vcpus) == 1
             functions = self.traps and stepper.request is None
             self._fences = session.os.points().fences if functions else frozenset()
             undo.pop_all()
@@ -147,7 +149,9 @@ class Monitor:
     def _fence(self) -> None:
         """Nobody is called back, so the guest may run on while an event is read."""
         if isinstance(self._stepper, AsidStepper):
-            self._stepper.fence()
+            # On another vCPU a parent may reap its child, and never change its asid.
+            if self._alone:
+                self._stepper.fence()
         elif isinstance(self._watcher, Trapper):
             self._watcher.request = replace(self._watcher.request, fences=self._fences)
 

@@ -64,8 +64,12 @@ class Result:
     def exact(self) -> bool:
         """Nothing missed, false or wrong; the order right; no invariant broken."""
         # Without an asid and a system call, a kernel thread is seen by chance where those are trapped.
-        blind = KERNEL if self.case.mode == "asid" else None
-        rows = all(row.exact for name, row in self.rows.items() if name != blind)
+        # And a process that dies and is reaped without an asid change may leave nothing but its absence.
+        if self.case.mode == "asid":
+            seen = [row for name, row in self.rows.items() if name != KERNEL]
+            rows = not any(row.missed or row.false or row.wrong for row in seen)
+        else:
+            rows = all(row.exact for row in self.rows.values())
         return rows and self.ordered and not self.invariants and not self.lost
 
     def document(self) -> dict[str, Any]:
@@ -176,7 +180,7 @@ def _add(result: Result, score: Score) -> None:
     for rows, new in ((result.rows, score.rows), (result.groups, score.groups)):
         for name, row in new.items():
             total = rows.setdefault(name, Row(name))
-            for count in ("true", "seen", "missed", "false", "wrong", "raced"):
+            for count in ("true", "seen", "missed", "false", "wrong", "raced", "unknown"):
                 setattr(total, count, getattr(total, count) + getattr(row, count))
             for note in row.notes:
                 total.note(note)

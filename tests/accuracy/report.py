@@ -27,6 +27,8 @@ and holds what was really run, on {dates}, with QEMU {qemu} (TCG), on kernels
 - **raced**: seen, with the ppid that it had when it was trapped; its parent died on another vCPU before the
   guest's own probe, which comes a moment later, looked. Or with the one that it got when it was given away
   between that probe and our look, its parent's end being out by then. Counted as right.
+- **unknown**: ends that are shown as `gone`: the process was reaped, and its memory used again, before we
+  looked. How it ended is not said.
 - The record is made by kprobes that the guest's tracer reads (`tests/guest/truth.py`). A record that
   shares no probed function with us, the scheduler's own events, is compared in
   `tests/accuracy/test_independence.py`, as are all fields with the guest's `/proc`.
@@ -130,7 +132,9 @@ def _mode(mode: str, results: Sequence[Result]) -> str:
     for result in results:
         case, total = result.case, Row("all")
         for name, row in result.rows.items():
-            for count in ("true", "seen", "missed", "false", "wrong", "raced") if name != KERNEL else ():
+            for count in (
+                ("true", "seen", "missed", "false", "wrong", "raced", "unknown") if name != KERNEL else ()
+            ):
                 setattr(total, count, getattr(total, count) + getattr(row, count))
         kernel = result.rows.get(KERNEL, Row(KERNEL))
         kinds = [result.rows[kind].true if kind in result.rows else 0 for kind in ("fork", "exec", "end")]
@@ -148,6 +152,7 @@ def _mode(mode: str, results: Sequence[Result]) -> str:
                 total.false,
                 total.wrong,
                 total.raced,
+                total.unknown,
                 f"{kernel.seen} of {kernel.true}",
                 "right" if result.ordered else "WRONG",
                 result.invariants,
@@ -157,7 +162,7 @@ def _mode(mode: str, results: Sequence[Result]) -> str:
             )
         )
     titles = ["kernel", "vCPUs", "PTI", "processes", "threads", "starts/execs/ends"]
-    titles += ["true", "seen", "missed", "false", "wrong", "raced", "kernel threads"]
+    titles += ["true", "seen", "missed", "false", "wrong", "raced", "unknown", "kernel threads"]
     titles += ["order", "invariants broken"]
     titles += ["tasks missed", "held us", "as listed"]
     sums = f"{sum(r.processes for r in results):,} processes in {len(results)} guests; "
@@ -176,13 +181,13 @@ def _contract(mode: str, results: Sequence[Result]) -> str:
         for kernel in kernels:
             groups = [r.groups[name] for r in results if r.case.kernel == kernel and name in r.groups]
             true, seen = sum(g.true for g in groups), sum(g.seen for g in groups)
-            off = sum(g.missed + g.false + g.wrong for g in groups)
+            off = sum(g.missed + g.false + g.wrong + g.unknown for g in groups)
             cells.append(f"{seen} of {true}" + (f", {off} off" if off else ""))
         rows.append((name, *cells))
     head = (
         f"### The rows of the contract, mode {mode}\n\nEvents seen of true events, all vCPU counts and PTI "
     )
-    head += "settings together; anything missed, false or wrong would be counted as *off*.\n"
+    head += "settings together; anything missed, false, wrong or unknown would be counted as *off*.\n"
     return f"{head}\n{table(['row', *kernels], rows)}"
 
 

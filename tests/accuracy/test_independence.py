@@ -111,7 +111,10 @@ def test_every_field_is_what_proc_says(guest, name):
     process, own = start["process"], start["pse"]
     assert process["args"] == argv.removesuffix("\n").split("\n")[: len(process["args"])]
     assert len(process["args"]) == argv.count("\n")
-    assert (process["executable"], process["working_directory"]) == (exe.removesuffix(" (deleted)"), cwd)
+    # busybox's unshare runs its sleep as /proc/self/exe, a file in the mount namespace that it has left.
+    mark = "(unreachable)" if name == "namespaces" else ""
+    path = mark + exe.removesuffix(" (deleted)")
+    assert (process["executable"], process["working_directory"]) == (path, cwd)
     assert process["name"] in (comm, "exe")  # busybox runs /proc/self/exe, and then renames itself
     assert own["cgroup"] == cgroup.removeprefix("0::")
     ppid, pgid, sid = map(int, stat.split())

@@ -56,16 +56,20 @@ BOOT = "boot"
 WORKLOADS = {
     "dd | md5sum": "dd if=/dev/zero bs=64k count=800 2>/dev/null | md5sum >/dev/null",
     "100 000 system calls": "/programs/syscalls 100000",
+    "... by a library": "/programs/getppid 100000",
     "200 fork + exec": "for i in $(seq 200); do /bin/true; done",
     "... bare": "/programs/fork-exec 200",
+    "idle": "sleep 1",
     "shell loop": "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done",
 }
 PANDA = {
     BOOT: "3.0",
     "dd | md5sum": "2.7-2.9",
     "100 000 system calls": "8.5-16",
+    "... by a library": "-",
     "200 fork + exec": "2.5",
     "... bare": "-",
+    "idle": "-",
     "shell loop": "3.5",
 }
 RATED = "vfs_write"

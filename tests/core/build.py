@@ -30,10 +30,10 @@ def task(pid, *, start=None, ppid=1, comm=b"sh", generation=0, **changes):
     return Task(**{**values, **changes})
 
 
-def snapshot(*tasks, forks=0, threads=None, torn=False, time_ns=0, tids=None):
+def snapshot(*tasks, forks=0, threads=None, torn=False, time_ns=0, tids=None, trigger="timer"):
     return Snapshot(
         time_ns=time_ns,
-        trigger="timer",
+        trigger=trigger,
         counters=Counters(forks, len(tasks) if threads is None else threads, 0),
         tasks=tasks,
         tids=frozenset(tuple(t.identity) for t in tasks) if tids is None else frozenset(tids),
@@ -61,18 +61,19 @@ def tracker(revisit=lambda _: None):
 NOW = Occasion(time_ns=0, trigger="test")
 
 
+def short(event):
+    """An event in short: (start, pid, reason, comm), (exec, pid, old, new), (end, pid, reason)."""
+    if isinstance(event, ProcessExec):
+        return "exec", event.new.pid, event.old.comm, event.new.comm
+    if isinstance(event, ProcessEnd):
+        return "end", event.process.pid, event.reason.value
+    return "start", event.process.pid, event.reason.value, event.process.comm
+
+
 def replace_time(occasion, time_ns):
     return replace(occasion, time_ns=time_ns)
 
 
 def drain(tracker):
-    """All queued events in short: (start, pid, reason, comm), (exec, pid, old, new), (end, pid, reason)."""
-    short = []
-    while (event := tracker.next_event()) is not None:
-        if isinstance(event, ProcessExec):
-            short.append(("exec", event.new.pid, event.old.comm, event.new.comm))
-        elif isinstance(event, ProcessEnd):
-            short.append(("end", event.process.pid, event.reason.value))
-        else:
-            short.append(("start", event.process.pid, event.reason.value, event.process.comm))
-    return short
+    """All queued events in short."""
+    return [short(event) for event in iter(tracker.next_event, None)]

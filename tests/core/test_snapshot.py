@@ -2,7 +2,7 @@
 
 import pytest
 
-from live.core.snapshot import Happening, Moment, difference, without_repeats
+from live.core.snapshot import Happening, Moment, changes, difference, without_repeats
 from tests.core.build import snapshot, task
 
 CHILD, CHANGED, CORPSE = task(5), task(5, generation=1), task(5, generation=1, dead=True, exit_code=9)
@@ -34,6 +34,25 @@ def test_difference_of_what_is_not_known(found, attached, gone, moments):
     here = {found.identity}
     result = difference({}, snapshot(found), here if attached else (), here if gone else ())
     assert list(result) == [Happening(moment, found) for moment in moments]
+
+
+@pytest.mark.parametrize(
+    ("before", "found", "moments"),
+    [
+        (CHILD, CHILD._replace(comm=b"renamed"), []),
+        (CHILD, CHANGED, [Moment.EXEC]),
+        (CHILD, CORPSE, [Moment.EXEC, Moment.DEATH]),
+        (CHANGED, CORPSE, [Moment.DEATH]),
+        (CORPSE, CORPSE._replace(uid=7), []),
+        (CHILD, INSIDE, []),
+        (CHILD, CHANGED._replace(transient=True), []),
+        (CHANGED, CORPSE._replace(transient=True), [Moment.DEATH]),
+        (None, CHILD, [Moment.FORK]),
+        (None, INSIDE, []),
+    ],
+)
+def test_changes_of_one_task(before, found, moments):
+    assert list(changes(before, found)) == [Happening(moment, found) for moment in moments]
 
 
 def test_only_an_exec_to_the_image_that_was_shown_is_a_repeat():

@@ -3,8 +3,8 @@ from dataclasses import replace
 from live.core import tracker as module
 from live.core.events import EndReason, ExitStatus, Identity, ProcessEnd, ProcessStart
 from live.core.snapshot import Happening, Moment
-from live.core.tracker import REWIND
-from tests.core.build import NOW, drain, snapshot, task, tracker
+from live.core.tracker import REWIND, Tracker
+from tests.core.build import NOW, describe, drain, snapshot, task, tracker
 
 
 def test_what_runs_at_attach_is_announced_once():
@@ -261,3 +261,81 @@ def test_a_guest_that_goes_back_has_those_again_that_had_died():
     t.receive_tasks(snapshot(shell, task(3, dead=True), task(4), forks=10))
     assert drain(t) == [("end", 3, "exit")]
     assert (t.counts.missed, t.counts.unexpected) == (0, 0)
+
+
+def test_a_task_that_a_trap_is_about_is_shown_and_counted():
+    t = tracker()
+    t.receive_tasks(snapshot(task(1), forks=1))
+    drain(t)
+    t.receive_task(task(5), NOW)
+    assert drain(t) == [("start", 5, "fork", "sh")]
+    t.receive_task(task(5, comm=b"true", generation=1), NOW)
+    t.receive_task(task(5, comm=b"true", generation=1, dead=True), NOW)
+    assert drain(t)[1:] == [("exec", 5, "sh", "true"), ("start", 5, "exec", "true"), ("end", 5, "exit")]
+    t.receive_tasks(snapshot(task(1), forks=2))
+    assert (drain(t), t.counts.missed, t.counts.late) == ([], 0, 0)
+
+
+def test_a_task_inside_execve_that_a_trap_is_about_is_not_shown_yet():
+    t = tracker()
+    t.receive_tasks(snapshot(task(1), task(5), forks=2))
+    drain(t)
+    t.receive_task(task(5, comm=b"half", generation=1, transient=True), NOW)
+    t.receive_task(task(6, transient=True), NOW)
+    assert drain(t) == []
+    t.receive_tasks(snapshot(task(1), forks=3))
+    assert drain(t) == [("end", 5, "gone")]
+    assert t.counts.missed == 1, "the other one was never shown"
+
+
+def test_a_task_that_a_trap_is_about_says_how_it_is_called_at_its_end():
+    names = []
+    t = tracker(revisit=lambda t: names.append(t.comm))
+    t.receive_tasks(snapshot(task(5)))
+    t.receive_task(task(5, comm=b"renamed"), NOW)
+    assert drain(t)[1:] == []
+    t.receive_task(task(5, comm=b"half", transient=True), NOW)
+    t.receive_tasks(snapshot())
+    assert names == [b"renamed"]
+
+
+def test_a_task_that_is_there_when_we_attach_was_running():
+    t = tracker()
+    t.receive_tasks(snapshot(task(5, transient=True)))
+    t.receive_task(task(5), NOW)
+    assert drain(t) == [("start", 5, "running", "sh")]
+
+
+def test_a_task_is_described_as_it_stands():
+    stood = []
+
+    def describing(t, *, standing):
+        stood.append(standing)
+        return describe(t)
+
+    t = Tracker(describing)
+    t.receive_tasks(snapshot())
+    t.receive_task(task(5), NOW, standing=True)
+    t.receive_task(task(6), NOW)
+    assert stood == [True, False]
+
+
+def test_what_was_shown_last_of_a_process():
+    t = tracker()
+    t.receive_tasks(snapshot(task(1), task(5), task(6, transient=True)))
+    assert t.shown(Identity(5, 5000)).comm == "sh"
+    assert t.shown(Identity(6, 6000)) is t.shown(Identity(5, 1)) is None
+    t.receive_task(task(5, comm=b"true", generation=1), NOW)
+    assert (t.shown(Identity(5, 5000)).comm, t.shown(Identity(5, 5000)).generation) == ("true", 1)
+    t.receive_task(task(5, generation=1, dead=True), NOW)
+    assert t.shown(Identity(5, 5000)) is None
+
+
+def test_new_processes_are_as_late_as_the_trap_and_ends_as_the_look_before():
+    """Where a trap comes before anything that counts can happen (`live.core.asids`)."""
+    t = tracker()
+    t.receive_tasks(snapshot(task(1), task(2)))
+    t.receive_tasks(snapshot(task(1), task(5), forks=1, time_ns=1000), 7)
+    events = list(iter(t.next_event, None))[2:]
+    late = {type(event).__name__: event.occasion.late_ns for event in events}
+    assert late == {"ProcessEnd": 1000, "ProcessStart": 7}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 from dataclasses import dataclass
@@ -65,6 +66,16 @@ def fetch(name: str) -> Image:
     directory = cache.publish(cache.root() / "kernels" / name, lambda work: _build(KERNELS[name], work))
     release, package = (directory / "release").read_text().split()
     return Image(name=name, vmlinuz=directory / "vmlinuz", release=release, package=package)
+
+
+def module(name: str, file: str) -> bytes:
+    """The module *file* (``overlay.ko``) of the kernel *name* of the table, from its own package."""
+    package = fetch(name).package.replace("linux-binary-", "linux-modules-")
+    found = sorted(Apt(KERNELS[name].suite).unpack(package).rglob(f"{file}*"))
+    if len(found) != 1:
+        raise FetchError(f"package {package} has no {file}: is it built into this kernel, or gone from it?")
+    data = found[0].read_bytes()
+    return lzma.decompress(data) if found[0].suffix == ".xz" else data
 
 
 def _build(kernel: Kernel, work: Path) -> None:

@@ -16,6 +16,7 @@ from live.core.errors import GuestGone, TargetError
 from live.core.machine import Architecture
 from live.core.memory import Asid, GuestPhysical, GuestVirtual
 from live.core.traps import (
+    Abi,
     Access,
     AsidChange,
     CodeHit,
@@ -53,8 +54,8 @@ def code_hit(sequence: int, pc: int, **rest: Any) -> CodeHit:
     return CodeHit(**common(sequence, pc=pc, **rest))
 
 
-def syscall(sequence: int, number: int, **rest: Any) -> Syscall:
-    return Syscall(number=number, **common(sequence, **rest))
+def syscall(sequence: int, number: int, *, abi: Abi = Abi.NATIVE, **rest: Any) -> Syscall:
+    return Syscall(number=number, abi=abi, **common(sequence, **rest))
 
 
 def asid_change(sequence: int, new_asid: int, *, words: Iterable[int] = (), **rest: Any) -> AsidChange:

@@ -69,6 +69,7 @@ OFFSETS = {
     "shared.head": protocol.HEAD_AT,
     "shared.tail": protocol.TAIL_AT,
     "shared.asleep": protocol.ASLEEP_AT,
+    "shared.handled": protocol.HANDLED_AT,
     "shared.dropped": protocol.DROPPED_AT,
     "shared.timeouts": protocol.TIMEOUTS_AT,
     "shared.flushes": protocol.FLUSHES_AT,
@@ -155,7 +156,7 @@ def test_both_sides_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("was", "is_now", "differs"),
     [
-        ("PROTOCOL = 8", "PROTOCOL = 9", {"PROTOCOL"}),
+        ("PROTOCOL = 9", "PROTOCOL = 10", {"PROTOCOL"}),
         ("SYSCALL_NUMBERS = 1024", "SYSCALL_NUMBERS = 2048", {"SYSCALL_NUMBERS", "arm"}),
         ("MAX_FENCES = 64", "MAX_FENCES = 65", {"MAX_FENCES"}),
         ("OFF, RECORD,", "RECORD, OFF,", {"OFF", "RECORD"}),

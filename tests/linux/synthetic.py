@@ -37,7 +37,6 @@ TYPES = {
     "atomic_t": {"counter": (0, _I32)},
     "kuid_t": {"val": (0, _U32)},
     "kgid_t": {"val": (0, _U32)},
-    "ns_common": {"inum": (8, _U32)},
     "idr": {"idr_next": (20, _U32)},
     "task_struct": {
         "comm": (8, ("char", 16)),
@@ -104,7 +103,18 @@ TYPES = {
     "file": {"f_path": (16, "path")},
     "qstr": {"len": (4, _U32), "name": (8, _P)},
     "hlist_bl_node": {"pprev": (8, _P)},
-    "dentry": {"d_hash": (0, "hlist_bl_node"), "d_parent": (24, _P), "d_name": (32, "qstr")},
+    "dentry": {
+        "d_hash": (0, "hlist_bl_node"),
+        "d_parent": (24, _P),
+        "d_name": (32, "qstr"),
+        "d_inode": (48, _P),
+        "d_iname": (56, ("char", 32)),
+        "d_op": (96, _P),
+    },
+    "dentry_operations": {"d_dname": (32, _P)},
+    "inode": {"i_ino": (24, _U64), "i_private": (40, _P)},
+    "ns_common": {"inum": (8, _U32), "ops": (16, _P)},
+    "proc_ns_operations": {"name": (0, _P)},
     "vfsmount": {"mnt_root": (0, _P)},
     "mount": {"mnt_parent": (0, _P), "mnt_mountpoint": (8, _P), "mnt": (16, "vfsmount")},
     "tk_read_base": {"xtime_nsec": (0, _U64), "base": (8, _S64), "shift": (16, _U32)},
@@ -136,6 +146,8 @@ SYMBOLS = {
     "nr_threads": 0x108,
     "init_pid_ns": 0x200,
     "page_offset_base": 0x110,
+    "simple_dname": 0x3000,
+    "pipefs_dname": 0x3100,
     "_end": 0x8000,
 }
 MORE = {"tk_core": 0x400, "sysctl_bootid": 0x500, "init_uts_ns": 0x600}
@@ -299,6 +311,7 @@ class SyntheticGuest:
         offset = TYPES["task_struct"]["tasks"][0]
         for here, after in zip(self.tasks, [*self.tasks[1:], self.tasks[0]], strict=True):
             self.put(here + offset, "<Q", after + offset)
+            self.put(after + offset + 8, "<Q", here + offset)
 
     def counters(self, forks, threads, cursor):
         self.put(self.global_("total_forks"), "<Q", forks)

@@ -89,7 +89,12 @@ class Lab:
         guest.set(task, "task_struct", self_exec_id=generation, comm=comm.ljust(16, b"\0"))
         mm = int.from_bytes(guest.ram[guest.gpa(task) + 64 :][:8], "little")
         if exe:
-            guest.set(mm, "mm_struct", exe_file=self.file(exe))
+            file, mount, root = self.file(exe)
+            fs = guest.new("fs_struct")
+            guest.put(fs + 8, "<Q", mount)
+            guest.put(fs + 16, "<Q", root)
+            guest.set(task, "task_struct", fs=fs)
+            guest.set(mm, "mm_struct", exe_file=file)
         if args:
             pgd = int.from_bytes(guest.ram[guest.gpa(mm) + 16 :][:8], "little")
             raw = b"\0".join(args) + b"\0"
@@ -98,6 +103,7 @@ class Lab:
         return self.hit(EXEC, task)
 
     def file(self, path):
+        """(file, mount, root directory of the mount)."""
         guest = self.guest
         mount = guest.new("mount")
         guest.set(mount, "mount", mnt_parent=mount)
@@ -114,7 +120,7 @@ class Lab:
         file = guest.new("file")
         guest.put(file + 16, "<Q", mount + 16)
         guest.put(file + 24, "<Q", dentry)
-        return file
+        return file, mount + 16, root
 
     def end(self, task, code=0):
         guest = self.guest

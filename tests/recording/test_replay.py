@@ -207,3 +207,14 @@ def test_events_are_found_by_number_word_and_filter(lab):
             with pytest.raises(TargetError):
                 find_event(recording, bad)
         assert not EventFilter("exec:/bin").matches(lab.live[4])
+
+
+@pytest.mark.parametrize("pattern", ["/usr/bin/nc", "nc", "*/nc", "(unreachable)/*", "*(deleted)"])
+def test_a_filter_finds_a_path_with_and_without_its_marks(lab, pattern):
+    from dataclasses import replace
+
+    from live.recording.filters import EventFilter
+
+    event = next(event for event in lab.live if type(event).__name__ == "ProcessStart")
+    process = replace(event.process, exe="(unreachable)/usr/bin/nc (deleted)")
+    assert EventFilter(f"start:{pattern}").matches(replace(event, process=process))

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 
 from live.core.events import Event, ProcessEnd, ProcessExec, ProcessStart
 from live.core.machine import Architecture
-from live.core.traps import CodeHit
-from tests.hypervisors.fake import FakeSource, code_hit
+from tests.hypervisors.fake import FakeSource, asid_change, code_hit, syscall
 from tests.toy.world import EXECUTED, EXITED, FORKED, World
 
 Step = Callable[[], tuple[int, int]]
@@ -63,17 +62,18 @@ def short(event: Event) -> tuple[object, ...]:
 
 
 class ScriptedOffer:
-    """A `live.core.hypervisor.TrapOffer`: a step of the story for each time that a trap is waited for."""
+    """A `live.core.hypervisor.TrapOffer`: a step of the story when nothing is left to be trapped."""
 
     mode = "scripted"
-    supports: frozenset[type] = frozenset({CodeHit})
 
-    def __init__(self, world: World) -> None:
-        self._steps = story(world)
+    def __init__(self, world: World, supports: frozenset[type] = FakeSource.supports) -> None:
+        self.supports = supports
+        self._world, self._steps = world, story(world)
+        self._runs, self._before = world.page(world.shell), bytes(world.ram)
         self.sources: list[FakeSource] = []
 
     def reluctance(self, kinds: frozenset[type]) -> str | None:
-        return None if CodeHit in kinds else "The script knows nothing but code addresses."
+        return None if kinds & self.supports else "The script knows nothing of what is wanted."
 
     def open(self, machine: Architecture, kinds: frozenset[type], hold: float) -> FakeSource:
         source = FakeSource(on_wait=lambda: self._next(source), machine=machine)
@@ -82,7 +82,22 @@ class ScriptedOffer:
         return source
 
     def _next(self, source: FakeSource) -> None:
-        step = next(self._steps, None)
-        if step is not None:
-            address, task = step()
-            source.script.append(code_hit(len(source.calls), address, a0=task))
+        """A step, the change to the asid that its process has then, and what that one does."""
+        step = None if source.script else next(self._steps, None)
+        if step is None:
+            return
+        address, task = step()
+        runs = self._world.page(self._world.shell if address == EXITED else task)
+        number = len(source.calls)
+        source.script += [
+            code_hit(number, address, asid=self._runs, a0=task),
+            asid_change(number + 1, runs, asid=self._runs, words=self._moved()),
+            syscall(number + 2, 1, asid=runs),
+        ]
+        self._runs = runs
+
+    def _moved(self) -> list[int]:
+        """gpas of what has moved since the last asid change."""
+        now, before = bytes(self._world.ram), self._before
+        self._before = now
+        return [at for at in range(0, len(now), 4) if now[at : at + 4] != before[at : at + 4]]

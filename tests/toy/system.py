@@ -90,8 +90,8 @@ class ToySystem:
             comm=name.rstrip(b"\0"),
             flags=0,
             generation=generation,
-            mm=page_of(at),
-            asid=page_of(at),
+            mm=page_of(at, generation),
+            asid=page_of(at, generation),
             uid=uid,
             threads=1,
             exit_state=state,
@@ -146,7 +146,8 @@ class ToySystem:
         return ToyAsids(self)
 
     def runs(self, registers: Registers) -> bool:
-        return bool(self.machine.roots(registers) & {page_of(at) for at in self.slots()})
+        pages = {page_of(at, image) for at in self.slots() for image in (0, 1)}
+        return bool(self.machine.roots(registers) & pages)
 
     def ticking(self) -> bool:
         before = self._header()[5]
@@ -172,7 +173,7 @@ class ToySystem:
 
 
 class ToyAsids:
-    """`live.core.system.AsidRules`: a process has an asid of its own, and a word that says that it lives."""
+    """`live.core.system.AsidRules`: an image has an asid of its own, a task a word that says if it lives."""
 
     kernel: frozenset[Asid] = frozenset()
     words: Sequence[Word] = (
@@ -197,7 +198,8 @@ class ToyAsids:
 
     def caller(self, call: Syscall) -> int:
         """Whose page is in force."""
-        return next((at for at in self._system.slots() if page_of(at) == call.asid), 0)
+        pages = {page_of(at, image): at for at in self._system.slots() for image in (0, 1)}
+        return pages.get(call.asid, 0)
 
     def task(self, address: int) -> Task | None:
         try:

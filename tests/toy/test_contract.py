@@ -10,7 +10,7 @@ from live.testing import Function, GuestContract, Subject
 from tests.contract.fake import FakeGuest, FakeMachine
 from tests.toy.hypervisor import ToyGuest
 from tests.toy.system import TOY, ToyAsids
-from tests.toy.world import EXECUTED, EXITED, FORKED, PAGES, World, page_of
+from tests.toy.world import EXECUTED, EXITED, FORKED, PAGES, World
 
 
 class TestToy(GuestContract):
@@ -36,16 +36,16 @@ class TestToyWithEverything(GuestContract):
         world = World()
 
         def process(machine: FakeMachine, number: int) -> None:
-            shell, child = page_of(world.shell), world.fork(2)
+            shell, child = world.page(world.shell), world.fork(2)
             machine.reach(CodeHit, child, pc=FORKED, asid=shell)
-            machine.reach(AsidChange, new_asid=Asid(page_of(child)), asid=shell)
-            machine.reach(Syscall, child, number=1, asid=page_of(child))
+            machine.reach(AsidChange, new_asid=Asid(world.page(child)), asid=shell)
+            machine.reach(Syscall, child, number=1, asid=world.page(child))
             world.execute(child, b"ls", b"/bin/ls")
-            machine.reach(CodeHit, child, pc=EXECUTED, asid=page_of(child))
-            machine.reach(Syscall, number=2, asid=page_of(child))
+            machine.reach(CodeHit, child, pc=EXECUTED, asid=world.page(child))
+            machine.reach(Syscall, number=2, asid=world.page(child))
             world.exit(child, number)
-            machine.reach(CodeHit, child, pc=EXITED, asid=page_of(child))
-            machine.reach(AsidChange, new_asid=Asid(shell), asid=page_of(child))
+            machine.reach(CodeHit, child, pc=EXITED, asid=world.page(child))
+            machine.reach(AsidChange, new_asid=Asid(shell), asid=world.page(child))
             world.reap(child)
 
         registers = {"pc": EXITED, "table": PAGES}

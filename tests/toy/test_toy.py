@@ -8,18 +8,19 @@ import re
 
 import pytest
 
-from live.core.errors import NoKernelFound, NoTarget
+from live.core.errors import NoKernelFound, NoTarget, SymbolsMissing
 from live.core.events import Event
 from live.output import registry as outputs
 from live.output.contract import Context
 from live.recording.opening import open_recording
 from live.recording.record import Recorder
 from live.recording.replay import Replay
+from live.recording.stepper import Frames
 from live.watch.monitor import Monitor
 from live.watch.session import Session
 from tests.toy.hypervisor import TOYS, ToyGuest
 from tests.toy.story import EVENTS, RUNNING, ScriptedOffer, short, story
-from tests.toy.system import TOY
+from tests.toy.system import TOY, ToySystem
 from tests.toy.world import World
 
 
@@ -43,11 +44,11 @@ def poll(world: World) -> tuple[list[Event], Monitor]:
     return events, monitor
 
 
-def trap(world: World) -> tuple[list[Event], Monitor, ScriptedOffer]:
+def trap(world: World, mode: str = "auto") -> tuple[list[Event], Monitor, ScriptedOffer]:
     """The events of the story by traps."""
     offer = ScriptedOffer(world)
     with session_of(world, offer) as session:
-        monitor = Monitor(session)
+        monitor = Monitor(session, mode=mode)
         events = list(monitor.events(count=len(EVENTS)))
     return events, monitor, offer
 
@@ -75,11 +76,54 @@ def test_trapped():
     assert len(resumed) == source.counters.delivered == 5
 
 
-def test_polled_and_trapped_show_the_same_processes():
+CALL, CHANGE = "system call", "asid change"
+
+
+@pytest.mark.parametrize(("mode", "exec_"), [("asid", CALL), ("diff", CHANGE)])
+def test_trapped_by_asids(mode, exec_):
+    """An image is complete at its first system call, and for the control at the change to its asid."""
+    events, monitor, offer = trap(World(), mode)
+    assert [short(event) for event in events] == EVENTS
+    assert monitor.mode == mode
+    triggers = [event.occasion.trigger for event in events]
+    assert triggers == ["attach"] * 2 + [CHANGE] + [exec_] * 3 + [CHANGE] * 3
+    counts = monitor.counts
+    assert (counts.missed, counts.unexpected, counts.late, counts.premature) == (0, 0, 0, 0)
+    (source,) = offer.sources
+    assert source.closed
+    assert source.counters.delivered == (6 if mode == "asid" else 5)
+
+
+def test_what_is_settled_is_not_trapped_again():
+    """Of the story, in asid mode: no call of the shell, and none of a process that has not changed."""
+    world = World()
+    offer = ScriptedOffer(world)
+    with session_of(world, offer) as session:
+        list(Monitor(session, mode="asid").events(count=len(EVENTS)))
+    (source,) = offer.sources
+    last = [request for call, request in source.calls if call == "arm"][-1]
+    assert {world.page(world.init), world.page(world.shell)} <= last.settled
+    assert {word.gpa for word in last.words} >= {24, 32, world.init, world.shell}
+
+
+def test_auto_is_asid_where_the_kernel_lacks_a_function(monkeypatch):
+    def lacks(self):
+        raise SymbolsMissing("this toy has no functions; watch it with --mode poll")
+
+    monkeypatch.setattr(ToySystem, "points", lacks)
+    events, monitor, _ = trap(World())
+    assert [short(event) for event in events] == EVENTS
+    assert (monitor.mode, monitor.choice.skipped) == ("asid", ())
+    with pytest.raises(SymbolsMissing, match="no functions"):
+        trap(World(), "scripted")
+
+
+@pytest.mark.parametrize("mode", ["auto", "asid", "diff"])
+def test_polled_and_trapped_show_the_same_processes(mode):
     def processes(events):
         return [getattr(event, "new", None) or event.process for event in events]
 
-    assert processes(poll(World())[0]) == processes(trap(World())[0])
+    assert processes(poll(World())[0]) == processes(trap(World(), mode)[0])
 
 
 def test_what_is_known_of_a_process():
@@ -170,13 +214,19 @@ def test_a_terminal(monkeypatch):
     assert "\x1b[" in text
 
 
-def test_recorded_and_replayed(tmp_path):
+@pytest.mark.parametrize("mode", ["scripted", "asid", "diff"])
+@pytest.mark.parametrize("frames", [None, Frames(start=True)], ids=["reads", "frames"])
+def test_recorded_and_replayed(tmp_path, mode, frames):
     world = World()
     path = tmp_path / "toy.pse"
-    with session_of(world, ScriptedOffer(world)) as session, Recorder(session, path) as recorder:
+    with (
+        session_of(world, ScriptedOffer(world)) as session,
+        Recorder(session, path, mode=mode, frames=frames) as recorder,
+    ):
         live = [short(event) for event in recorder.events(count=len(EVENTS))]
     assert live == EVENTS
     with open_recording(path) as recording:
+        assert recording.header.mode == mode
         assert (recording.header.machine, recording.header.os) == ("toy", "toy")
         replay = Replay(recording)
         assert [short(event) for _, event in replay.events()] == EVENTS

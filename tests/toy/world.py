@@ -5,7 +5,8 @@ gpa      what is there
 =======  ==========================================================================================
 0x0000   `HEADER`: magic, boot id, forks, tasks, cursor, ticks, UTC ns of the boot, hostname
 0x0100   `SLOTS` tasks, each a `TASK`; free if its state is 0 (the rest of it stays as it was)
-0x1000   a page for each task: its page table (`tests.toy.machine.ENTRY`), and its arguments from 0x100 on
+0x1000   two pages for each task, for its even and its odd images: the page table (`tests.toy.machine.ENTRY`),
+         and the arguments from 0x100 on
 =======  ==========================================================================================
 """
 
@@ -24,7 +25,7 @@ TABLE, SLOTS, STRIDE = 0x100, 8, 64
 PAGES, ARGUMENTS, LONGEST = 0x1000, 0x100, 0x100
 FORKS_AT, TASKS_AT = 24, 32
 """gpas of two counters in the header, of 8 and 4 bytes."""
-RAM = PAGES + SLOTS * 0x1000
+RAM = PAGES + 2 * SLOTS * 0x1000
 FREE, LIVE, DEAD = 0, 1, 2
 FORKED, EXECUTED, EXITED = (GuestVirtual(0xF000 + 16 * number) for number in range(3))
 """Addresses of the kernel's functions that finish a step in the life of a process; ``a0`` is the task."""
@@ -50,15 +51,13 @@ class World:
         self.cursor += 1
         self.forks += 1
         self._put(at, LIVE, self.cursor, ppid, 0, self.cursor * 1_000_000, 0, 1000, name)
-        page = page_of(at)
-        ENTRY.pack_into(self.ram, page, page + ARGUMENTS, LONGEST)
-        self._arguments(at, name)
+        self._image(page_of(at), name)
         return at
 
     def execute(self, at: int, name: bytes, *arguments: bytes) -> None:
-        """Another image, in the same process."""
+        """Another image, in the same process, and in another page."""
         state, pid, ppid, generation, start, code, uid, _ = self._get(at)
-        self._arguments(at, *arguments)
+        self._image(page_of(at, generation + 1), *arguments)
         self._put(at, state, pid, ppid, generation + 1, start, code, uid, name)
 
     def exit(self, at: int, code: int) -> None:
@@ -83,12 +82,16 @@ class World:
         header = (MAGIC, bytes(range(16)), self.forks, count, self.cursor, self.ticks, BOOT_NS, b"toybox")
         HEADER.pack_into(self.ram, 0, *header)
 
-    def _arguments(self, at: int, *arguments: bytes) -> None:
-        start = page_of(at) + ARGUMENTS
+    def page(self, at: int) -> int:
+        """gpa of the page of the image that the task at ``at`` runs."""
+        return page_of(at, self._get(at)[3])
+
+    def _image(self, page: int, *arguments: bytes) -> None:
+        ENTRY.pack_into(self.ram, page, page + ARGUMENTS, LONGEST)
         text = b"".join(one + b"\0" for one in arguments) + b"\0"
-        self.ram[start : start + len(text)] = text
+        self.ram[page + ARGUMENTS : page + ARGUMENTS + len(text)] = text
 
 
-def page_of(at: int) -> int:
-    """gpa of the page that belongs to the task at ``at``."""
-    return PAGES + (at - TABLE) // STRIDE * 0x1000
+def page_of(at: int, generation: int = 0) -> int:
+    """gpa of the page that belongs to the task at ``at``, and to its image of this generation."""
+    return PAGES + ((at - TABLE) // STRIDE + generation % 2 * SLOTS) * 0x1000

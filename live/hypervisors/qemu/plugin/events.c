@@ -39,6 +39,12 @@ static int wake_fd = -1;
 static int reader_stat = -1;            /* its /proc/PID/stat, if we can see it; of its first thread */
 static _Atomic uint64_t late;           /* ring position up to which the reader is late; 0: it is in time */
 
+/* Asids that a vCPU has left for one that is not settled: an exec frees its page tables, and the next one may use
+ * them before the reader has handled the event. */
+enum { LEFTS = 32 };
+static struct left { _Atomic uint64_t asid, event; } lefts[LEFTS];
+static _Atomic unsigned n_lefts;
+
 static atomic_flag ring_lock = ATOMIC_FLAG_INIT;
 static uint64_t sequence;
 
@@ -135,8 +141,27 @@ void events_enter(unsigned v)
     waiters[v].busy = true;
 }
 
+void asid_left(uint64_t asid, uint64_t event)
+{
+    struct left *l = &lefts[atomic_fetch_add(&n_lefts, 1) % LEFTS];
+    l->event = 0;                       /* not of this asid */
+    l->asid = asid;
+    l->event = event;
+}
+
+static bool is_left(uint64_t asid)
+{
+    uint64_t handled = shared->handled;
+    for (unsigned i = 0; i < LEFTS; i++)
+        if (lefts[i].asid == asid && lefts[i].event > handled)
+            return true;
+    return false;
+}
+
 bool asid_settled(uint64_t asid)
 {
+    if (reader && is_left(asid))
+        return false;
     uint64_t at = SETTLED_FIRST(asid);
     for (unsigned probe = 0; reader && probe < SETTLED_PROBES; probe++) {
         uint64_t slot = atomic_load_explicit(&shared->settled[at++ % SETTLED_SLOTS], memory_order_relaxed);

@@ -44,6 +44,7 @@ void events_add_vcpu(unsigned v);
 void events_enter(unsigned v);
 void events_leave(unsigned v);
 bool asid_settled(uint64_t asid);               /* between the two */
+void asid_left(uint64_t asid, uint64_t sequence);       /* not settled until the reader has handled that event */
 bool fences_up(void);
 void pass_fences(unsigned v, bool passing, unsigned limit_ms);  /* `passing`: only those that are not passable */
 void emit(struct event *, enum action, unsigned limit_ms);

@@ -183,6 +183,11 @@ static uint64_t asid_of(const struct filter *f, uint64_t cr3)
     return cr3 & ~((f->head.split ? 0x1fffull : 0xfffull) | 1ull << 63);
 }
 
+uint64_t filter_asid(const struct filter *f, uint64_t cr3)
+{
+    return asid_of(f, cr3);
+}
+
 static bool has(const uint64_t *set, size_t n, uint64_t x)
 {
     return n && bsearch(&x, set, n, sizeof x, compare);

@@ -40,4 +40,5 @@ bool filter_lists(enum abi, uint64_t number);   /* it may be one of those that t
 enum action filter_syscall(const struct filter *, struct event *);
 enum action filter_cr3(const struct filter *, struct event *, unsigned source);     /* the register that is loaded */
 enum action filter_code(const struct filter *, struct event *);
+uint64_t filter_asid(const struct filter *, uint64_t cr3);
 bool filter_passes(const struct filter *, unsigned v, enum abi);        /* the call may pass a PASSABLE_FENCE */

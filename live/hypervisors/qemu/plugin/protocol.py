@@ -17,7 +17,7 @@ from live.core.traps import Abi, Action, AsidChange, CodeHit, Syscall, Trap, Tra
 from live.hypervisors.qemu.plugin.settled import SLOTS
 
 MAGIC = 0x31455350
-PROTOCOL = 8
+PROTOCOL = 9
 
 HELLO = struct.Struct("<4I")
 """Magic, protocol, vCPUs, slots."""
@@ -34,7 +34,7 @@ STATUS_NO_MEMORY = 4
 STATUS_PREPARING = 5
 
 RING_OFFSET_AT = 0
-HEAD_AT, TAIL_AT, ASLEEP_AT = 64, 128, 136
+HEAD_AT, TAIL_AT, ASLEEP_AT, HANDLED_AT = 64, 128, 136, 144
 DROPPED_AT, TIMEOUTS_AT, FLUSHES_AT, WAITED_AT = 192, 200, 208, 216
 SETTLED_AT = 256
 RESUMED_AT = SETTLED_AT + 8 * SLOTS

@@ -257,6 +257,7 @@ class PluginSource:
 
     def resume(self, trap: Trap, *, news: bool = True) -> None:
         """See `live.core.traps.TrapSource.resume`."""
+        _U64.pack_into(self._view, protocol.HANDLED_AT, trap.sequence)
         sequence, fenced = self._held.get(trap.vcpu, (None, False))
         if sequence != trap.sequence:
             return

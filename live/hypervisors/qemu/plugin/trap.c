@@ -54,6 +54,17 @@ static void leave(unsigned v, const struct filter *f, struct event *e, enum acti
     events_leave(v);
 }
 
+/* Between filter_enter() and filter_leave(): the filter that there is when the fences are passed. */
+static const struct filter *after_fences(unsigned v, const struct filter *f)
+{
+    if (!f || !f->head.moved_fence || !fences_up())
+        return f;
+    unsigned limit_ms = f->head.hold_ms;
+    filter_leave(v);
+    pass_fences(v, false, limit_ms);
+    return filter_enter(v);
+}
+
 /* A vaddr has 57 significant bits; the 7 above carry what else the instruction's callback has to know. */
 static void *packed(uint64_t vaddr, unsigned extra) { return (void *)(vaddr << 7 >> 7 | (uint64_t)extra << 57); }
 static uint64_t vaddr_of(void *p) { return (uint64_t)((int64_t)((uint64_t)p << 7) >> 7); }
@@ -64,11 +75,8 @@ static void on_syscall(unsigned v, void *data)
     struct event e = {.kind = SYSCALL, .vcpu = v, .pc = vaddr_of(data), .abi = extra_of(data)};
     const struct filter *f = enter(v);
     enum action action = filter_syscall(f, &e);
-    if (action == HOLD && fences_up()) {        /* what the reader learns at them may settle the asid */
-        unsigned limit_ms = f->head.hold_ms;
-        filter_leave(v);
-        pass_fences(v, false, limit_ms);
-        f = filter_enter(v);
+    if (action == HOLD) {               /* what the reader learns at a fence may settle the asid */
+        f = after_fences(v, f);
         action = filter_syscall(f, &e);
     }
     leave(v, f, &e, action);
@@ -84,8 +92,12 @@ static void on_call(unsigned v, void *data)
 static void on_cr3(unsigned v, void *data)
 {
     struct event e = {.kind = ASID_CHANGE, .vcpu = v, .pc = vaddr_of(data)};
-    const struct filter *f = enter(v);
-    leave(v, f, &e, filter_cr3(f, &e, extra_of(data)));
+    const struct filter *f = after_fences(v, enter(v));
+    enum action action = filter_cr3(f, &e, extra_of(data));
+    uint64_t left = action == RECORD && f->head.unsettled_asid == RECORD ? filter_asid(f, e.cr3) : 0;
+    leave(v, f, &e, action);
+    if (left)
+        asid_left(left, e.sequence);
 }
 
 static void on_code(unsigned v, void *data)

@@ -17,7 +17,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-enum { MAGIC = 0x31455350, PROTOCOL = 8 };                     /* "PSE1" */
+enum { MAGIC = 0x31455350, PROTOCOL = 9 };                     /* "PSE1" */
 enum { SLOTS = 8192, MAX_VCPUS = 250 };                         /* Linux passes 253 descriptors at once, SCM_MAX_FD */
 enum { MAX_WORDS = 4096, MAX_CODE = 4096, MAX_FENCES = 64, MAX_ENTRIES = 16, MAX_FLAGS = 16 };
 enum { SYSCALL_NUMBERS = 1024, BITMAP = SYSCALL_NUMBERS / 64 };
@@ -57,6 +57,7 @@ struct shared {
     _Alignas(64) _Atomic uint64_t head;
     _Alignas(64) _Atomic uint64_t tail;
     _Atomic uint64_t asleep;                    /* the reader wants its eventfd written */
+    _Atomic uint64_t handled;                   /* sequence of the last event that it has handled, held or not */
     _Alignas(64) _Atomic uint64_t dropped;
     _Atomic uint64_t timeouts, flushes, waited_ns;
     _Alignas(64) _Atomic uint64_t settled[SETTLED_SLOTS];
