@@ -38,6 +38,9 @@ Progress = Callable[[float, str], None]
 _KERNEL_OFFSET = re.compile(rb"^KERNELOFFSET=([0-9a-f]{1,16})$", re.MULTILINE)
 _BANNER = re.compile(rb"Linux version \d[^\0\n]{10,1000}\n\0")
 MAX_BANNER = 2048
+_NOT_WHOLE = "the kernel's image in this memory is not whole, it"
+_BTF_SYMBOL = "__start_BTF"
+"""Where the BTF of a kernel begins that was built with it (include/asm-generic/vmlinux.lds.h)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,10 @@ class Kernel:
     """Types and symbols, if they had to be decoded to find the kernel; `symbol_table` uses them up."""
 
 
+class ImageIncomplete(SymbolsMissing):
+    """Part of a kernel image is not there: it is being loaded, or overwritten, or was built without any."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     placement: Placement
@@ -91,6 +98,7 @@ def search(memory: MemoryReader, cache: Cache | None, progress: Progress | None 
     """`find_kernel`; without a cache, types and symbols are always decoded and are in the result."""
     report = progress or _silent
     missing: SymbolsMissing | None = None
+    incomplete: tuple[Placement, ImageIncomplete] | None = None
     judged: list[_Candidate] = []
     seen: set[Placement] = set()
     for everywhere in (False, True):
@@ -101,6 +109,8 @@ def search(memory: MemoryReader, cache: Cache | None, progress: Progress | None 
             seen.add(placement)
             try:
                 judged.append(_candidate(memory, placement, cache, report))
+            except ImageIncomplete as error:
+                incomplete = placement, error
             except SymbolsMissing as error:
                 missing = error
         if any(not one.vitals.fault for one in judged):
@@ -109,7 +119,7 @@ def search(memory: MemoryReader, cache: Cache | None, progress: Progress | None 
     if not living:
         if missing is not None:
             raise missing
-        raise NoKernelFound(_why_none(memory, judged))
+        raise NoKernelFound(_why_none(memory, judged, incomplete))
     return _chosen(living, judged)
 
 
@@ -144,10 +154,32 @@ def symbol_table(
 
 
 def decode(data: Bytes, va: int, kaslr_shift: int, text: int | None) -> KernelTable:
-    """Types and symbols of a kernel image that begins at ``va``.  Raises `SymbolsMissing`."""
-    types = btf.find(data)
+    """Types and symbols of a kernel image that begins at ``va``.
+
+    Raises `ImageIncomplete`, or `SymbolsMissing` if the kernel was built without them.
+    """
+    try:
+        types = btf.find(data)
+    except SymbolsMissing as fault:
+        raise _without_types(data, va, text, fault) from fault
     symbols = kallsyms.decode(data, va, text)
     return KernelTable(types, symbols, kaslr_shift, banner_at(data, va, symbols))
+
+
+def _without_types(data: Bytes, va: int, text: int | None, fault: SymbolsMissing) -> SymbolsMissing:
+    """What to say of an image without readable BTF: only its kallsyms tell whether it was built with BTF.
+
+    While a guest boots again, the kernel of before is overwritten piece by piece.
+    """
+    try:
+        built_with = _BTF_SYMBOL in kallsyms.decode(data, va, text).names
+    except SymbolsMissing:
+        return ImageIncomplete(f"{_NOT_WHOLE} has neither types (BTF) nor symbols (kallsyms)")
+    return (
+        ImageIncomplete(f"{_NOT_WHOLE} was built with types (BTF), which are damaged")
+        if built_with
+        else fault
+    )
 
 
 def banner_at(data: Bytes, va: int, symbols: kallsyms.Kallsyms) -> str:
@@ -277,13 +309,18 @@ def _chosen(living: list[_Candidate], judged: list[_Candidate]) -> Kernel:
     )
 
 
-def _why_none(memory: MemoryReader, judged: list[_Candidate]) -> str:
+def _why_none(
+    memory: MemoryReader, judged: list[_Candidate], incomplete: tuple[Placement, ImageIncomplete] | None
+) -> str:
     if judged:
         one = judged[0]
         return (
             f"the kernel {release_of(one.marks.banner)} in this memory does not run: {one.vitals.fault}; "
             "it is left from an earlier boot, or the copy is damaged: try again when the guest has booted"
         )
+    if incomplete is not None:
+        place, why = incomplete
+        return f"{why} (gpa {place.text:#x}): the guest boots, or boots again; try again in a few seconds"
     banner = next(_banners(memory), None)
     size = sum(segment.length for segment in memory.segments) >> 20
     if banner is not None:

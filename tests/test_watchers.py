@@ -38,8 +38,12 @@ class Steps:
         return []
 
 
-def session(forks):
-    return SimpleNamespace(sleep=lambda seconds: None, counters=lambda: Counters(forks, 1, 0))
+def session(forks, same=False):
+    return SimpleNamespace(
+        sleep=lambda seconds: None,
+        counters=lambda: Counters(forks, 1, 0),
+        os=SimpleNamespace(same_boot=lambda: same),
+    )
 
 
 def run(script, late=()):
@@ -79,6 +83,15 @@ def test_a_guest_that_was_started_anew_is_noticed_without_a_word_from_the_monito
     trapper = Trapper(session(forks=10), steps, FakeSource([]), REQUEST)
     with pytest.raises(GuestGone, match="started anew"):
         list(trapper.run(time.monotonic() + 1, lambda event: None))
+
+
+def test_a_guest_that_went_back_to_an_earlier_moment_is_watched_on():
+    """loadvm: fewer forks than before, and the same boot."""
+    steps = Steps()
+    steps.tracker.receive_tasks(snapshot(forks=11))
+    trapper = Trapper(session(forks=10, same=True), steps, FakeSource([]), REQUEST)
+    list(trapper.run(time.monotonic() + 0.05, lambda event: None))
+    assert steps.done[:2] == ["attach", "rewind"]
 
 
 def test_of_two_holds_that_ran_out_at_once_neither_is_believed():

@@ -168,8 +168,8 @@ class Occasion:
     """When an event was seen, and how.
 
     ``time_ns`` is UTC in ns since the epoch by the observer's clock; ``trigger`` says what
-    showed it (``"attach"``, ``"timer"``, ``"proof"``, ``"resync"``, or the kernel function that
-    was trapped); ``late_ns`` is for how long the event may have been true already: since the trap was
+    showed it (``"attach"``, ``"timer"``, ``"proof"``, ``"resync"``, ``"rewind"``, or the kernel function
+    that was trapped); ``late_ns`` is for how long the event may have been true already: since the trap was
     taken, while the vCPU was held; of what a snapshot found, since the snapshot before, but no longer than
     the process is old;
     ``missed`` is how many tasks came and went unseen up to now, by the kernel's own counters;

@@ -170,6 +170,9 @@ class OperatingSystem(Protocol):
     def revisit(self, task: Task) -> Task | None:
         """A task that has left the list, with its exit code, if its memory still holds it."""
 
+    def same_boot(self) -> bool:
+        """Whether memory still holds the boot that `system` says.  Raises `MemoryFault`."""
+
     def uptime(self) -> int | None:
         """The guest's boot clock now, ns, as `Identity.start` has it; None if it cannot be read.
 

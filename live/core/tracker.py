@@ -48,6 +48,8 @@ _STARTS = {
     Emit.START_EXEC: StartReason.EXEC,
 }
 _CAUGHT = frozenset({Moment.FORK, Moment.EXEC})
+REWIND = "rewind"
+"""Trigger of a snapshot that is taken because the guest went back to an earlier moment of its boot."""
 _MAX_GONE = 1024
 """Identities that are remembered to be GONE; the oldest are forgotten."""
 
@@ -140,13 +142,15 @@ class Tracker:
         self._accounting.created(tid, start)
 
     def receive_tasks(self, snapshot: Snapshot, caught_ns: int | None = None) -> None:
-        """Take in a snapshot of the task list.  The first one is that of attaching.
+        """Take in a snapshot of the task list.  The first one is that of attaching; see also `REWIND`.
 
         ``caught_ns``: it was taken so many ns after a trap at which new processes and images are found as
         soon as they are complete; None: they may be as old as the snapshot before.
         """
         if self._attached is None:
             self._attached = {task.identity for task in snapshot.tasks}
+        elif snapshot.trigger == REWIND:
+            self._rewind(snapshot)
         late_ns = snapshot.time_ns - self._time_ns if self.counters is not None else 0
         self.counts.torn += snapshot.torn
         self._accounting.count(snapshot, self._known.keys())
@@ -176,6 +180,14 @@ class Tracker:
         self._accounting.settle(snapshot, self._known.keys())
         self.counts.missed = self._accounting.missed
         self._time_ns = snapshot.time_ns
+
+    def _rewind(self, snapshot: Snapshot) -> None:
+        """The guest went back to an earlier moment: who is listed and not LIVE is as when we attached."""
+        self._attached = {task.identity for task in snapshot.tasks}
+        self._known = {
+            identity: known for identity, known in self._known.items() if known.process is not None
+        }
+        self._gone.clear()
 
     def receive_task(self, task: Task, occasion: Occasion, *, standing: bool = False) -> None:
         """Take in one task as it is at a trap, which is about it.  ``standing``: as for `receive`."""

@@ -14,8 +14,10 @@ from live.linux.kernel import LinuxKernel
 from live.linux.layout import field
 
 _FIRST_PID = 1
-_NO_NAME = "(none)"
+_NAMELESS = (b"", b"(none)")
 """CONFIG_DEFAULT_HOSTNAME: nobody has given the host a name yet."""
+_LONGEST = 65
+"""__NEW_UTS_LEN, and a NUL."""
 
 
 class BootReader:
@@ -25,6 +27,12 @@ class BootReader:
         """Nothing is read yet."""
         self._kernel, self._clock = kernel, KernelClock(kernel)
         self._boot_id = kernel.symbol("sysctl_bootid")  # drivers/char/random.c
+        uts = kernel.symbol("init_uts_ns")
+        self._names: dict[str, int] = {}
+        if uts is not None:
+            for member in ("nodename", "release"):
+                self._names[member] = uts + kernel.symbols.offset("uts_namespace", f"name.{member}")
+        self._name: bytes | None = None
 
     def clocks(self) -> Clocks | None:
         """The guest's clocks now; None if they cannot be read."""
@@ -38,28 +46,29 @@ class BootReader:
 
     def again(self, known: System, clocks: Clocks | None) -> System:
         """The boot as known now; what can no longer be read stays as ``known``."""
-        hostname, release = self._uts("nodename"), known.release or self._uts("release")
+        name, epoch_ns = self._raw("nodename"), clocks.epoch_ns if clocks else known.boot_ns
         boot_id = None if known.boot_id_known else self._generated()
-        found = replace(
+        if (name, epoch_ns) == (self._name, known.boot_ns) and boot_id is None and known.release:
+            return known
+        self._name = name
+        return replace(
             known,
-            hostname=hostname if hostname not in (None, "", _NO_NAME) else known.hostname,
-            release=release,
+            hostname=known.hostname if name in _NAMELESS else _text(name),
+            release=known.release or _text(self._raw("release")) or None,
             boot_id=boot_id or known.boot_id,
             boot_id_known=known.boot_id_known or boot_id is not None,
-            boot_ns=clocks.epoch_ns if clocks else known.boot_ns,
+            boot_ns=epoch_ns,
         )
-        return known if found == known else found
 
-    def _uts(self, member: str) -> str | None:
-        kernel = self._kernel
-        address = kernel.symbol("init_uts_ns")
+    def _raw(self, member: str) -> bytes:
+        """A string of `init_uts_ns`, up to its NUL; empty if it cannot be read."""
+        address = self._names.get(member)
         if address is None:
-            return None
-        offset = kernel.symbols.offset("uts_namespace", f"name.{member}")
+            return b""
         try:
-            return kernel.memory.string(address + offset, 65).decode("utf-8", "surrogateescape")
+            return bytes(self._kernel.memory.read(address, _LONGEST)).partition(b"\0")[0]
         except MemoryFault:
-            return None
+            return b""
 
     def _generated(self) -> str | None:
         """The boot id (/proc/sys/kernel/random/boot_id); None before its first use, which makes it."""
@@ -70,6 +79,10 @@ class BootReader:
         except MemoryFault:
             return None
         return str(uuid.UUID(bytes=raw)) if any(raw) else None
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def boot_key(kernel: LinuxKernel) -> str:

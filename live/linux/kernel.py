@@ -128,11 +128,6 @@ class LinuxKernel:
         )
         self._thread_head = symbols.offset("signal_struct", "thread_head")
         self._thread_node = symbols.offset("task_struct", "thread_node")
-        self._last_thread = (
-            unpacker("signal_struct", (field("curr_target"),))
-            if symbols.has("signal_struct", "curr_target")
-            else None
-        )
         self._counters = self._counter_readers()
 
     def task(self, address: int) -> TaskStruct:
@@ -266,38 +261,6 @@ class LinuxKernel:
                 raise
             # exit_mm() dropped the mm between the two reads; the rest of the task is still valid.
             return self._task(address, found._replace(mm=0), signal)
-
-    def revisit(self, task: Task, *, current: bool = True) -> Task | None:
-        """A task that has left the list, with its exit code; None if its memory does not show its exit.
-
-        The kernel does not clear a freed `task_struct` or `signal_struct`: until the memory is reused, they
-        still hold the exit code.  Not ``current``: the memory has the `task_struct` as it is now, and the
-        `signal_struct` of an earlier moment (recordings of older versions); then the leader's code is taken.
-        """
-        try:
-            found = self.task(task.address)
-        except MemoryFault:
-            return None
-        if (found.tgid, found.start_boottime) != task.identity or not found.flags & PF_EXITING:
-            return None
-        code = self._group_code(task.address, found) if current else found.exit_code
-        return task._replace(flags=found.flags, exit_code=code, dead=True) if code is not None else None
-
-    def _group_code(self, leader: int, found: TaskStruct) -> int | None:
-        """The exit code of a thread group that is gone, as wait_task_zombie() has it; None if it is unknown.
-
-        The leader's own does not tell: other threads may have lived on.  A `signal_struct` that was not used
-        again names the leader as the last thread (`curr_target`).
-        """
-        if self._last_thread is None:
-            return None
-        try:
-            signal = self.signal(found.signal)
-            if self._last_thread(found.signal)[0] != leader or signal.live > 0 or signal.nr_threads > 1:
-                return None
-        except MemoryFault:
-            return None
-        return signal.group_exit_code if signal.flags & SIGNAL_GROUP_EXIT else found.exit_code
 
     def _task(self, address: int, raw: tuple[Any, ...], signal: tuple[Any, ...]) -> Task:
         (_, _, tgid, flags, exit_state, exit_code, parent, start) = raw[:8]

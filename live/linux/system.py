@@ -18,9 +18,10 @@ from live.core.memory import MemoryReader
 from live.core.snapshot import Counters, Snapshot, Task
 from live.core.system import Progress, System
 from live.linux.asids import LinuxAsids
-from live.linux.boot import BootReader
+from live.linux.boot import BootReader, boot_key
 from live.linux.cmdline import MAX_ARGS
 from live.linux.details import ProcessReader
+from live.linux.freed import FreedTasks
 from live.linux.kernel import LinuxKernel
 from live.linux.layout import SymbolTable
 from live.linux.points import LifecyclePoints
@@ -61,7 +62,7 @@ class LinuxSystem:
         line that are kept.  Raises `SymbolsMissing`.
         """
         self.kernel, self.record, self.notes = kernel, record, notes
-        self._boot, self._current = BootReader(kernel), current
+        self._boot, self._freed, self._current = BootReader(kernel), FreedTasks(kernel), current
         self.system = system or self._boot.first()
         self.processes = ProcessReader(kernel, self.system.boot_ns, max_args=max_args)
 
@@ -85,7 +86,12 @@ class LinuxSystem:
 
     def revisit(self, task: Task) -> Task | None:
         """See `live.core.system.OperatingSystem.revisit`."""
-        return self.kernel.revisit(task, current=self._current)
+        return self._freed.revisit(task, current=self._current)
+
+    def same_boot(self) -> bool:
+        """See `live.core.system.OperatingSystem.same_boot`."""
+        self.memory.refresh()
+        return boot_key(self.kernel) == self.system.key
 
     def uptime(self) -> int | None:
         """See `live.core.system.OperatingSystem.uptime`."""
@@ -202,7 +208,8 @@ class LinuxFinder:
             ) from fault
         if not system.system.key:
             raise NoKernelFound(
-                f"{record.title} has no first process yet: the guest is still booting, try again in a second"
+                f"the kernel {record.release} in this memory has no first process yet: the guest is still "
+                "booting, try again in a second"
             )
         return system
 

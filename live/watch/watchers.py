@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from live.core.errors import GuestGone, MemoryFault
 from live.core.events import Event
 from live.core.snapshot import Counters
+from live.core.tracker import REWIND
 from live.core.traps import AsidChange, Trap, TrapRequest, TrapSource
 from live.watch.modes import Choice
 from live.watch.session import Session
@@ -81,7 +82,8 @@ class Poller:
             with _guest_readable():
                 memory.refresh()
                 counters = self._session.counters()
-                _require_same_boot(counters, seen)
+                if _went_back(self._session, counters, seen):
+                    trigger = REWIND
                 if counters != seen or now < busy_until or now >= refresh_at:
                     if counters != seen:
                         busy_until = now + BUSY_S
@@ -106,6 +108,8 @@ class Trapper:
         self.request = request
         """What `run` will arm."""
         self._losses, self._lost_ns, self._resync = (0, 0), 0, False
+        self._seen: Counters | None = None
+        self._back = False
         self.cost = Cost()
 
     def run(self, deadline: float | None, deliver: Deliver) -> Iterator[None]:
@@ -129,18 +133,18 @@ class Trapper:
             if trap is None:
                 self._resynchronise(deliver)
                 self._session.sleep(0)
-                with _guest_readable():
-                    counters, known = self._session.counters(), self._steps.tracker.counters
-                    _require_same_boot(counters, known)
-                lost = asids and counters != known
+                counters = self._look_back()
+                lost = self._back or (asids and counters != self._steps.tracker.counters)
             else:
                 dirty, lost = True, False
                 self._handle(trap, deliver)
             # Proof when the guest is idle; when it never is, anyway, a little later.
             due = now >= proof_at and (trap is None or now >= proof_at + PROOF_S)
             if lost or ((dirty or asids) and due):
+                self._look_back()
                 with _guest_readable():
-                    _snapshot(self._steps, self.cost, "proof", deliver)
+                    _snapshot(self._steps, self.cost, REWIND if self._back else "proof", deliver)
+                self._back = False
                 self._rearm()
                 proof_at, dirty = now + patience, False
             yield
@@ -170,6 +174,18 @@ class Trapper:
             self._source.resume(trap, news=news)
         self.cost.traps += 1
         self.cost.held_ns = self._source.counters.held_ns
+
+    def _look_back(self) -> Counters:
+        """The kernel's counters; `_back` if they say that the guest is at an earlier moment of its boot.
+
+        Between two snapshots traps alone do not say how far the guest has come, so they are kept.
+        """
+        with _guest_readable():
+            counters = self._session.counters()
+            for before in (self._seen, self._steps.tracker.counters):
+                self._back = self._back or _went_back(self._session, counters, before)
+        self._seen = counters
+        return counters
 
     def _rearm(self) -> None:
         """Trap what the steps so far have made of the request; in force before a held vCPU goes on."""
@@ -217,9 +233,16 @@ def _snapshot(steps: Steps, cost: Cost, trigger: str, deliver: Deliver) -> None:
         deliver(event)
 
 
-def _require_same_boot(now: Counters, before: Counters | None) -> None:
-    if before is not None and now.forks < before.forks:
+def _went_back(session: Session, now: Counters, before: Counters | None) -> bool:
+    """Whether the guest is at an earlier moment of the same boot: somebody restored a snapshot (loadvm).
+
+    Raises `GuestGone` if it is another boot.
+    """
+    if before is None or now.forks >= before.forks:
+        return False
+    if not session.os.same_boot():
         raise GuestGone("the guest was started anew; run pse watch again to follow it")
+    return True
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 from live.core import tracker as module
 from live.core.events import EndReason, ExitStatus, Identity, ProcessEnd, ProcessStart
 from live.core.snapshot import Happening, Moment
-from live.core.tracker import Tracker
+from live.core.tracker import REWIND, Tracker
 from tests.core.build import NOW, describe, drain, snapshot, task, tracker
 
 
@@ -245,6 +247,20 @@ def test_what_a_hostile_list_left_out_is_there_again():
     t.receive_tasks(snapshot(task(1), task(5)))
     assert [event[:2] for event in drain(t) if event[1] == 5] == [("start", 5), ("end", 5), ("start", 5)]
     assert {process.pid for process in t.live()} == {1, 5}
+
+
+def test_a_guest_that_goes_back_has_those_again_that_had_died():
+    t = tracker()
+    shell, zombie = task(1), task(2, dead=True, fresh=False)
+    t.receive_tasks(snapshot(shell, zombie, task(3), task(4), forks=10))
+    t.receive_tasks(snapshot(shell, zombie, task(3, dead=True), task(5), forks=11))
+    drain(t)
+    back = replace(snapshot(shell, zombie, task(3), task(4), forks=10), trigger=REWIND)
+    t.receive_tasks(back)
+    assert drain(t) == [("end", 5, "gone"), ("start", 3, "running", "sh"), ("start", 4, "running", "sh")]
+    t.receive_tasks(snapshot(shell, task(3, dead=True), task(4), forks=10))
+    assert drain(t) == [("end", 3, "exit")]
+    assert (t.counts.missed, t.counts.unexpected) == (0, 0)
 
 
 def test_a_task_that_a_trap_is_about_is_shown_and_counted():

@@ -4,6 +4,7 @@ from live.arch.x86_64 import X86_64
 from live.core.errors import MemoryFault, SymbolsMissing
 from live.core.events import ExitStatus, Identity
 from live.linux.details import ProcessReader
+from live.linux.freed import FreedTasks
 from live.linux.kernel import SIGNAL_GROUP_EXIT
 from live.linux.layout import SymbolTable, field
 from live.linux.system import LINUX
@@ -116,14 +117,14 @@ def test_a_freed_task_still_tells_how_it_ended(guest):
     address = guest.task(5)
     kernel = guest.kernel()
     (task,) = kernel.snapshot(0, "").tasks
-    assert kernel.revisit(task) is None, "it is not exiting"
+    assert FreedTasks(kernel).revisit(task) is None, "it is not exiting"
     signal = kernel.task(address).signal
     guest.set(address, "task_struct", flags=4, exit_code=9)
-    assert kernel.revisit(task) is None, "another thread lives on"
+    assert FreedTasks(kernel).revisit(task) is None, "another thread lives on"
     guest.set(signal, "signal_struct", live=0)
-    assert kernel.revisit(task).exit_code == 9
+    assert FreedTasks(kernel).revisit(task).exit_code == 9
     guest.set(address, "task_struct", start_boottime=1)
-    assert kernel.revisit(task) is None, "the memory is another task's now"
+    assert FreedTasks(kernel).revisit(task) is None, "the memory is another task's now"
 
 
 def test_a_freed_task_tells_the_groups_exit_code_and_never_its_own(guest):
@@ -134,11 +135,11 @@ def test_a_freed_task_tells_the_groups_exit_code_and_never_its_own(guest):
     signal = kernel.task(address).signal
     guest.set(address, "task_struct", flags=4, exit_code=5 << 8)
     guest.set(signal, "signal_struct", live=0, flags=SIGNAL_GROUP_EXIT, group_exit_code=6 << 8)
-    assert kernel.revisit(task).exit_code == 6 << 8
+    assert FreedTasks(kernel).revisit(task).exit_code == 6 << 8
     guest.set(signal, "signal_struct", curr_target=address + 64)
-    assert kernel.revisit(task) is None, "the memory is another group's now"
+    assert FreedTasks(kernel).revisit(task) is None, "the memory is another group's now"
     guest.set(address, "task_struct", signal=0x4141414141414141)
-    assert kernel.revisit(task) is None
+    assert FreedTasks(kernel).revisit(task) is None
 
 
 def test_arguments_are_read_across_pages_and_cut_at_a_gap(guest):

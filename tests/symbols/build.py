@@ -269,6 +269,8 @@ class Plan:
     clock: int = 1_700_000_000
     trampoline: int = 0x9C000
     btf: bool = True
+    built_with_btf: bool = False
+    """Its kallsyms say where the BTF is, whether or not it is there."""
     kallsyms: bool = True
     fillers: int = 1500
     top_tables: int = 0x100000
@@ -308,6 +310,7 @@ def symbols_of(plan: Plan) -> list[tuple[int, str, str]]:
     result += [(plan.va + 0x80 + 16 * n, "t", f"function_{n}") for n in range(plan.fillers)]
     result += [(plan.va + 0x100000 + value, "D", name) for name, value in SYMBOLS.items()]
     result += [(plan.va + SIZE, "B", "_end")]
+    result += [(plan.va + 0x400000, "R", "__start_BTF")] * plan.built_with_btf
     return sorted(result)
 
 

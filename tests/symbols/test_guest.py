@@ -165,6 +165,19 @@ def test_without_btf(cache):
         find_kernel(ram_with(Plan(btf=False)), cache=cache)
 
 
+def test_a_kernel_that_is_being_overwritten_is_not_said_to_lack_btf(cache):
+    """While a guest boots again, parts of the kernel of before are there still."""
+    with pytest.raises(NoKernelFound, match=r"not whole.*built with types.*boots again; try again"):
+        find_kernel(ram_with(Plan(btf=False, built_with_btf=True)), cache=cache)
+    with pytest.raises(NoKernelFound, match=r"not whole.*neither types.*boots again; try again"):
+        find_kernel(ram_with(Plan(btf=False, kallsyms=False)), cache=cache)
+    ram = ram_with(Plan(built_with_btf=True))
+    ram.write(Plan().text + 0x400000 + 64, bytes(4096))
+    with pytest.raises(NoKernelFound, match="boots again"):
+        find_kernel(ram, cache=cache)
+    expect(find_kernel(ram_with(Plan(built_with_btf=True)), cache=cache), Plan())
+
+
 def test_without_kallsyms(cache):
     with pytest.raises(SymbolsMissing, match="kallsyms"):
         find_kernel(ram_with(Plan(kallsyms=False)), cache=cache)

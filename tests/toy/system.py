@@ -110,6 +110,9 @@ class ToySystem:
             return None
         return now if now is not None and now.identity == task.identity and now.dead else None
 
+    def same_boot(self) -> bool:
+        return self._header()[1].hex() == self.system.boot_id
+
     def uptime(self) -> int | None:
         """It has no clock."""
         return None

@@ -177,7 +177,7 @@ class ImageSource:
         return image.processes.describe(task)
 
     def _revisit(self, task: Task) -> Task | None:
-        return self._image.kernel.revisit(task) if self._image is not None else None
+        return self._image.os.revisit(task) if self._image is not None else None
 
     def _dead(self, image: Image, snapshot: Snapshot, *, freed: bool) -> Iterator[Event]:
         """Ends that happened before the image: zombies, then freed tasks if ``freed``."""
