@@ -11,7 +11,6 @@ from live.recording.replay import Replay
 from tests.recording.races import RACES, result_of
 from tests.recording.traces import BUGS, LIMIT, TRACES, golden, since_attach, story
 
-
 NEWER = ("no_new_privs", "seccomp", "login_uid", "login_session", "in_user_namespace", "capabilities")
 
 
