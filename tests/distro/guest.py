@@ -6,7 +6,6 @@ import re
 import shlex
 import time
 import zlib
-from pathlib import Path
 
 from tests.distro import initramfs, kernels, rootfs
 from tests.guest import Guest, GuestSpec
@@ -45,7 +44,8 @@ class Distro(Guest):
         self.run("for module in /modules/*; do insmod $module || exit 1; done", timeout=120)
         self.run(
             "set -e; n=0; until [ -b /dev/vdb ]; do n=$((n+1)); [ $n -lt 100 ]; usleep 100000; done; "
-            "mount -t ext4 /dev/vda /newroot; mkdir -p /newroot/usr/lib/modules; mount -t ext4 -o ro /dev/vdb /newroot/usr/lib/modules",
+            "mount -t ext4 /dev/vda /newroot; mkdir -p /newroot/usr/lib/modules; "
+            "mount -t ext4 -o ro /dev/vdb /newroot/usr/lib/modules",
             timeout=60,
         )
         libraries = "/newroot/usr/lib/x86_64-linux-gnu/libc.so.6 /newroot/etc/ld.so.cache"
@@ -79,15 +79,11 @@ class Distro(Guest):
             job.kill()
             raise
 
-    def unit(self, command: str, *, timeout: float = 300) -> Result:
+    def unit(self, command: str, *, timeout: float = 300, check: bool = True) -> Result:
         """The same in a unit of its own."""
         return self.inside(
-            f"systemd-run -q --wait --pipe /bin/bash -c {shlex.quote(command)}", timeout=timeout
+            f"systemd-run -q --wait --pipe /bin/bash -c {shlex.quote(command)}", timeout=timeout, check=check
         )
-
-    def install(self, source: Path | bytes, target: str) -> None:
-        """Write a file of the distribution."""
-        self.push(source, f"/proc/1/root{target}")
 
     def looks(self) -> str:
         """End the looking; what was written down."""

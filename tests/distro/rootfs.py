@@ -51,7 +51,7 @@ _FILES = {
     "etc/fstab": "",
     # A known one: with an empty one the boot is a "first boot" that asks questions.
     "etc/machine-id": "c0ffee00c0ffee00c0ffee00c0ffee00\n",
-    "etc/sudoers.d/tester": "tester ALL=(ALL) NOPASSWD: ALL\n",
+    "etc/sudoers.d/tester": "tester ALL=(ALL:ALL) NOPASSWD: ALL\n",
     "etc/cron.d/lab": "* * * * * tester cd /tmp && /bin/sleep 1\n@reboot www-data /usr/bin/id > /dev/null\n",
     "etc/containers/containers.conf": (
         '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "crun"\n'
