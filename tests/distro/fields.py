@@ -6,15 +6,17 @@ A look (looks.py) belongs to one image of one process: the guest's tracer says w
 record have the same clock.  So have the events of one process the same order as its images.  Then:
 
 - The start by exec of an image that was held for its look is compared with just that look: the image has not
-  run an instruction of its own.  A field that is not what that look says is *wrong*, unless another look at
-  the same image has it: then it changed in between, and it is *moved*.
+  run an instruction of its own.
 - Without such a look, as for static programs, the first look at that image is taken.  So is for the start by
   fork the first look at the new process before it exec'ed, and for an end the last look at its last image.
-  What another look at the image has is *moved* again; for an image that began by fork also what its parent
-  had at any look, as it is a copy of that.  What is in none *differs*: it is wrong, or it was so for too
-  short a time.
+  Where there is none, one at its parent, which it is a copy of.
+- A field that is not what that look says, but what another look at the same image says (or at the parent, if
+  it has not exec'ed), is *moved*: it changed in between.
+- If it is in no look, and the process was not held, and it made a system call that changes such a field
+  between the event and the look (calls.py), the field was changed *later*, and nothing can be said.
+- All else is *wrong*.
 
-A value that /proc has and the event has not is *unreadable*.
+A value that /proc has and the event has not is *unreadable*, unless it may have changed like that.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.distro.calls import Calls
 from tests.distro.looks import TICK_NS, Look
 from tests.guest.truth import Truth
 
@@ -52,6 +55,7 @@ FIELDS = {
     },
 }
 """Where an event has each field."""
+_NEVER = 1 << 62
 _OWN = frozenset({"parent.pid", "ns_pid"})
 """What a new process has not from its parent."""
 
@@ -64,11 +68,11 @@ class Count:
     held: int = 0
     right: int = 0
     moved: int = 0
+    later: int = 0
     unreadable: int = 0
     wrong: int = 0
-    differs: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
-    """Of what is wrong, differs or is unreadable: by event and program."""
+    """Of what is wrong or unreadable: by event and program."""
     examples: dict[str, str] = field(default_factory=dict)
     """The first of each kind."""
 
@@ -84,22 +88,32 @@ class Fields:
 
     @property
     def wrong(self) -> int:
-        """Of all fields, beyond doubt."""
+        """Of all fields."""
         return sum(count.wrong for count in self.counts.values())
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Life:
-    """One process: when it exec'ed, who started it, and the looks at each of its images."""
+    """One process: who started it and when, its execs and end, and the looks at each of its images."""
 
+    pid: int
+    forked: int
     execs: list[int]
+    ended: int
     parent: Identity | None
     looks: dict[int, list[Look]] = field(default_factory=lambda: defaultdict(list))
 
-    def image(self, look: Look) -> int | None:
-        """The number of the image that a look was at; None if it exec'ed meanwhile."""
+    def image(self, look: Look, calls: Calls) -> int | None:
+        """The number of the image that a look was at; None if it was in execve meanwhile."""
         before, after = (bisect.bisect_right(self.execs, moment) for moment in (look.begin, look.end))
-        return before if before == after else None
+        if before != after:
+            return None
+        if before < len(self.execs):
+            # The record has an exec when it is done; /proc may have shown the new image a while before.
+            began = calls.last_exec(self.pid, self.execs[before])
+            if began is not None and began <= look.end:
+                return None
+        return before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,34 +121,38 @@ class _Known:
     """What a document is compared with."""
 
     looks: Sequence[Look]
+    """At its own image; the nearest one first."""
     inherited: Sequence[Look]
     held: Look | None
-    """The one at the same moment."""
+    """The one at the same moment; it is the first one then."""
+    moment: int
+    calls: Calls
+    pids: tuple[int, ...]
     reason: str
 
     def of(self, name: str) -> list[Look]:
         """The looks that have this field; the nearest one first."""
-        looks = [look for look in self.looks if name in look.values]
-        if self.reason not in ("fork", "exec"):
-            looks.reverse()
-        if self.held in looks:
-            looks.insert(0, self.held)
-        return looks if name in _OWN else [*looks, *(look for look in self.inherited if name in look.values)]
+        looks = self.looks if name in _OWN else [*self.looks, *self.inherited]
+        return [look for look in looks if name in look.values]
 
 
 def compare(truth: Truth, looks: Iterable[Look], documents: Iterable[Document]) -> Fields:
     """Count, over one run: ``documents`` begin before the record does, and end after it."""
+    calls = Calls(truth)
     lives = {
         (each.tgid, each.start): _Life(
-            [executed.ts for executed in each.execs],
-            (each.parent.tgid, each.parent.start) if each.parent is not None else None,
+            pid=each.tgid,
+            forked=each.forked.ts if each.forked is not None else 0,
+            execs=[executed.ts for executed in each.execs],
+            ended=each.ended.ts if each.ended is not None else _NEVER,
+            parent=(each.parent.tgid, each.parent.start) if each.parent is not None else None,
         )
         for each in truth.processes()
     }
     by_ticks = {(pid, start // TICK_NS): life for (pid, start), life in lives.items()}
     for look in looks:
         life = by_ticks.get((look.pid, look.start))
-        number = life.image(look) if life is not None else None
+        number = life.image(look, calls) if life is not None else None
         if life is not None and number is not None:
             life.looks[number].append(look)
     result = Fields({name: Count() for name in FIELDS})
@@ -148,18 +166,35 @@ def compare(truth: Truth, looks: Iterable[Look], documents: Iterable[Document]) 
         images[identity] += (event, reason) == ("ProcessStart", "exec")
         if event != "ProcessExec" and (event, reason) != ("ProcessEnd", "exec"):
             result.events += 1
-            _compare(result, document, _known(lives, identity, images[identity], reason))
+            _compare(result, document, _known(lives, identity, images[identity], reason, calls))
     return result
 
 
-def _known(lives: Mapping[Identity, _Life], identity: Identity, number: int, reason: str) -> _Known:
+def _known(
+    lives: Mapping[Identity, _Life], identity: Identity, number: int, reason: str, calls: Calls
+) -> _Known:
     life = lives[identity]
-    looks = life.looks.get(number, [])
-    held = next((look for look in looks if look.held), None) if reason == "exec" else None
+    if reason == "fork":
+        moment = life.forked
+    elif reason == "exec":
+        moment = life.execs[number - 1] if number <= len(life.execs) else _NEVER
+    else:
+        moment = life.ended
+    looks = sorted(life.looks.get(number, []), key=lambda look: abs(look.begin - moment))
+    held = min((look for look in looks if look.held), key=lambda look: look.begin, default=None)
+    if reason != "exec":
+        held = None
+    elif held is not None:
+        looks = [held, *(look for look in looks if look is not held)]
     inherited: list[Look] = []
+    pids = (identity[0],)
     if number == 0 and life.parent in lives:
         inherited = [look for each in lives[life.parent].looks.values() for look in each]
-    return _Known(looks=looks, inherited=inherited, held=held, reason=reason)
+        inherited.sort(key=lambda look: abs(look.begin - life.forked))
+        pids = (identity[0], life.parent[0])
+    return _Known(
+        looks=looks, inherited=inherited, held=held, moment=moment, calls=calls, pids=pids, reason=reason
+    )
 
 
 def _compare(result: Fields, document: Document, known: _Known) -> None:
@@ -175,31 +210,35 @@ def _compare(result: Fields, document: Document, known: _Known) -> None:
 
 def _count(count: Count, name: str, got: Any, known: _Known, document: Document) -> None:
     looks = known.of(name)
-    values = [look.values[name] for look in looks]
-    at_once = looks[0] is known.held
+    nearest = looks[0]
     count.compared += 1
-    count.held += at_once
-    verdict = _verdict(name, got, values, at_once=at_once)
+    count.held += nearest is known.held
+    verdict = _verdict(name, got, [look.values[name] for look in looks])
+    if verdict in ("wrong", "unreadable") and nearest is not known.held:
+        span = sorted((nearest.begin, nearest.end, known.moment))
+        if known.calls.changed(name, known.pids, span[0], span[-1]):
+            verdict = "later"
     setattr(count, verdict, getattr(count, verdict) + 1)
-    if verdict in ("right", "moved"):
+    if verdict not in ("wrong", "unreadable"):
         return
     kind = f"{verdict}, {known.reason}, {document['process'].get('executable')}"
     count.kinds[kind] += 1
     if kind not in count.examples:
-        outside = looks[0].outside.get(name)
+        outside = nearest.outside.get(name)
         seen = f" (from outside its root: {_short(outside)})" if outside else ""
         pid = document["process"]["pid"]
-        count.examples[kind] = f"pid {pid}: {_short(got)}, /proc: {_short(values[0])}{seen}"
+        at_once = "held" if nearest is known.held else f"{(nearest.begin - known.moment) / 1e6:+.3f} ms"
+        count.examples[kind] = (
+            f"pid {pid}: {_short(got)}, /proc ({at_once}): {_short(nearest.values[name])}{seen}"
+        )
 
 
-def _verdict(name: str, got: Any, values: Sequence[Any], *, at_once: bool) -> str:
+def _verdict(name: str, got: Any, values: Sequence[Any]) -> str:
     if same(name, got, values[0]):
         return "right"
     if got is None:
         return "unreadable"
-    if any(same(name, got, value) for value in values):
-        return "moved"
-    return "wrong" if at_once else "differs"
+    return "moved" if any(same(name, got, value) for value in values) else "wrong"
 
 
 def same(name: str, got: Any, wanted: Any) -> bool:
@@ -233,7 +272,7 @@ def of_boot(documents: Iterable[Document], booted: int, boot_id: str, hostname: 
             count = counts[name]
             count.compared += 1
             early = number < booted and got in (None, "(none)")
-            verdict = "moved" if early else _verdict(name, got, [wanted], at_once=True)
+            verdict = "moved" if early else _verdict(name, got, [wanted])
             setattr(count, verdict, getattr(count, verdict) + 1)
             if verdict in ("wrong", "unreadable"):
                 kind = f"{verdict}, {document['pse']['reason']}, {process.get('executable')}"

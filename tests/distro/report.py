@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tests.distro.fields import Count
 from tests.distro.run import Outcome
 
-_COLUMNS = ("compared", "held", "right", "moved", "unreadable", "wrong", "differs")
+_COLUMNS = ("compared", "held", "right", "moved", "later", "unreadable", "wrong")
 
 
 def text(outcome: Outcome, *, examples: int = 4) -> str:
@@ -38,7 +38,7 @@ def text(outcome: Outcome, *, examples: int = 4) -> str:
 
 
 def _examples(name: str, count: Count, most: int) -> Iterator[str]:
-    for verdict in ("wrong", "unreadable", "differs"):
+    for verdict in ("wrong", "unreadable"):
         kinds = [(kind, n) for kind, n in count.kinds.most_common() if kind.startswith(verdict)]
         for kind, number in kinds[:most]:
             yield f"{name}: {number} {kind}\n    {count.examples[kind]}"

@@ -14,7 +14,7 @@ from live.hypervisors.qemu.plugin import build
 from live.watch.watchers import PROOF_S
 from tests.accuracy.campaign import broken_invariants, quiet
 from tests.accuracy.compare import Score, compare
-from tests.distro import fields, looks, workload
+from tests.distro import calls, fields, looks, workload
 from tests.distro.guest import Distro, spec
 from tests.guest.truth import Truth, TruthExec, TruthFork
 from tests.watch import Watch
@@ -122,7 +122,7 @@ def run(
                     first = len(watch.documents)
                     guest.prepare()
                     laps.end("initramfs")
-                    with guest.truth(buffer_kib=_BUFFER_KIB) as recorder:
+                    with guest.truth(events=calls.EVENTS, buffer_kib=_BUFFER_KIB) as recorder:
                         first = len(watch.documents)
                         state = guest.boot()
                         booted = len(watch.documents)

@@ -55,4 +55,4 @@ def test_every_event_is_seen_once(outcome):
 def test_a_field_is_what_proc_says(outcome, name):
     count = {**outcome.fields.counts, **outcome.boots}[name]
     assert count.compared > 100
-    assert (count.wrong, count.differs, count.unreadable) == (0, 0, 0), count.examples
+    assert (count.wrong, count.unreadable) == (0, 0), count.examples

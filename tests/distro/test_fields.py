@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from tests.distro import fields, looks
-from tests.guest.truth import Truth, TruthExec, TruthFork
+from tests.guest.truth import Truth, TruthExec, TruthFork, TruthOther
 
 START = 5 * looks.TICK_NS + 7
 
 
-def _truth():
+def _truth(others=()):
     common = {"cpu": 0, "by": 1, "tgid": 50, "ppid": 1, "start": START, "comm": "sh"}
     return Truth(
         events=(
             TruthFork(ts=100, pid=50, kernel=False, **common),
             TruthExec(ts=200, filename="/bin/sh", **common),
+            *others,
         )
     )
 
@@ -33,14 +34,14 @@ def _document(reason, **process):
     }
 
 
-def _counts(found, *documents):
-    result = fields.compare(_truth(), found, documents)
+def _counts(found, *documents, others=()):
+    result = fields.compare(_truth(others), found, documents)
     count = result.counts["working_directory"]
-    return {name: getattr(count, name) for name in ("right", "moved", "unreadable", "wrong", "differs")}
+    return {name: getattr(count, name) for name in ("right", "moved", "later", "unreadable", "wrong")}
 
 
 def _only(**named):
-    return {"right": 0, "moved": 0, "unreadable": 0, "wrong": 0, "differs": 0, **named}
+    return {"right": 0, "moved": 0, "later": 0, "unreadable": 0, "wrong": 0, **named}
 
 
 def test_a_held_look_decides():
@@ -51,10 +52,21 @@ def test_a_held_look_decides():
     assert _counts(found, _document("exec")) == _only(unreadable=1)
 
 
-def test_without_one_nothing_is_wrong_beyond_doubt():
+def test_without_one_the_process_may_have_changed_it():
     found = [_look("exec", 210, working_directory="/a")]
+    call = TruthOther(ts=205, cpu=0, by=50, name="sys_enter", text="NR 80 (0, 0, 0, 0, 0, 0)")
     assert _counts(found, _document("exec", working_directory="/a")) == _only(right=1)
-    assert _counts(found, _document("exec", working_directory="/c")) == _only(differs=1)
+    assert _counts(found, _document("exec", working_directory="/c")) == _only(wrong=1)
+    assert _counts(found, _document("exec", working_directory="/c"), others=[call]) == _only(later=1)
+    assert _counts(found, _document("exec"), others=[call]) == _only(later=1)
+
+
+def test_an_image_shows_before_its_exec_is_done():
+    found = [_look("comm", 190, working_directory="/b"), _look("fork", 110, working_directory="/a")]
+    call = TruthOther(ts=180, cpu=0, by=50, name="sys_enter", text="NR 59 (0, 0, 0, 0, 0, 0)")
+    fork = _document("fork", working_directory="/b")
+    assert _counts(found, fork) == _only(moved=1)
+    assert _counts(found, fork, others=[call]) == _only(wrong=1)
 
 
 def test_a_look_belongs_to_its_image():
