@@ -32,11 +32,18 @@ BOOT_TIMEOUT = 180.0
 class Guest:
     """A running guest; create it with ``with Guest(GuestSpec(...)) as guest:``."""
 
-    def __init__(self, spec: GuestSpec | None = None) -> None:
+    def __init__(
+        self,
+        spec: GuestSpec | None = None,
+        *,
+        kernel: kernels.Image | None = None,
+        archive: Path | None = None,
+    ) -> None:
+        """*kernel* and *archive* (an initramfs) replace those that the spec names."""
         self.spec = spec or GuestSpec()
-        self.kernel = kernels.fetch(self.spec.kernel)
+        self.kernel = kernel or kernels.fetch(self.spec.kernel)
         self.emulator = emulator.find(self.spec.qemu)
-        self._initramfs = initramfs.build(stress=self.spec.stress)
+        self._initramfs = archive or initramfs.build(stress=self.spec.stress)
         self.boot_seconds = 0.0
         self._definitions: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
