@@ -65,7 +65,7 @@ def test_a_watcher_that_is_stopped_loses_and_counts_it_exactly(guest):
     assert watch.missed == len(created - seen) > 20
     assert broken_invariants(watch.documents) == []
     score = compare(recorder.truth, watch.documents)
-    assert [row.false for row in score.rows.values()] == [0, 0, 0], str(score)
+    assert not any(row.false for row in score.rows.values()), str(score)
     # What it missed of a process that it knew of is the end, or how that was; never another one's.
     assert sum(row.wrong for row in score.rows.values()) <= guest.spec.cpus, str(score)
     last = [d for d in watch.documents if d["pse"]["reason"] == "exit" and d["process"]["name"] == "true"]

@@ -21,9 +21,7 @@ A value that /proc has and the event has not is *unreadable*, unless it may have
 
 from __future__ import annotations
 
-import base64
 import bisect
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -255,15 +253,16 @@ def same(name: str, got: Any, wanted: Any) -> bool:
 
 
 def of_boot(documents: Iterable[Document], booted: int, boot_id: str, hostname: str) -> dict[str, Count]:
-    """What all events of a boot have alike: its id, what is made of that, and the name of the host.
+    """What all events of a boot have alike: its id, the name of the host, and one entity_id for each process.
 
     Of the first ``booted`` those that have neither, as the guest had none yet, are *moved*.
     """
+    entities: dict[Identity, str] = {}
     counts = {"boot.id": Count(), "entity_id": Count(), "hostname": Count()}
     for number, document in enumerate(documents):
         process, host = document["process"], document["host"]
-        seed = f"{boot_id}|{process['pid']}|{document['pse']['start_boottime']}"
-        entity = base64.urlsafe_b64encode(hashlib.sha256(seed.encode()).digest()[:16]).decode().rstrip("=")
+        identity = process["pid"], document["pse"]["start_boottime"]
+        entity = entities.setdefault(identity, process["entity_id"])
         for name, got, wanted in (
             ("boot.id", host.get("boot", {}).get("id"), boot_id),
             ("entity_id", process["entity_id"], entity),

@@ -7,21 +7,8 @@ import pytest
 from tests.distro import fields, report
 from tests.distro.run import run
 
-pytestmark = pytest.mark.guest
-PATHS = pytest.mark.xfail(reason="paths are relative to their file system, not to the mount", strict=True)
-TITLES = pytest.mark.xfail(reason="a title that goes on into the environment area is cut", strict=True)
-BOOTS = pytest.mark.xfail(
-    reason="host name and boot id are read once, at the start of the watch", strict=True
-)
-KNOWN = {
-    "executable": PATHS,
-    "working_directory": PATHS,
-    "args": TITLES,
-    "boot.id": BOOTS,
-    "entity_id": BOOTS,
-    "hostname": BOOTS,
-}
-"""What is wrong today, and why."""
+# It makes a root file system of hundreds of packages the first time.
+pytestmark = [pytest.mark.guest, pytest.mark.deep]
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +32,7 @@ def test_every_event_is_seen_once(outcome):
     assert outcome.missed == 0
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=KNOWN.get(name, ()))
-        for name in (*fields.FIELDS, "boot.id", "entity_id", "hostname")
-    ],
-)
+@pytest.mark.parametrize("name", [*fields.FIELDS, "boot.id", "entity_id", "hostname"])
 def test_a_field_is_what_proc_says(outcome, name):
     count = {**outcome.fields.counts, **outcome.boots}[name]
     assert count.compared > 100
