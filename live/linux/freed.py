@@ -34,21 +34,25 @@ class FreedTasks:
             return None
         if (found.tgid, found.start_boottime) != task.identity or not found.flags & PF_EXITING:
             return None
-        code = self._group_code(task.address, found) if current else found.exit_code
+        code = self._group_code(task, found) if current else found.exit_code
         return task._replace(flags=found.flags, exit_code=code, dead=True) if code is not None else None
 
-    def _group_code(self, leader: int, found: TaskStruct) -> int | None:
+    def _group_code(self, task: Task, found: TaskStruct) -> int | None:
         """The exit code of a thread group that is gone, as wait_task_zombie() has it; None if it is unknown.
 
-        The leader's own does not tell: other threads may have lived on.  A `signal_struct` that was not used
-        again names the leader as the last thread (`curr_target`).
+        The leader's own does not tell where there were other threads, which may have lived on.  A
+        `signal_struct` that was not used again names the leader as the last thread (`curr_target`).
         """
+        alone = found.exit_code if task.threads <= 1 else None
         if self._last_thread is None:
-            return None
+            return alone
         try:
             signal = self._kernel.signal(found.signal)
-            if self._last_thread(found.signal)[0] != leader or signal.live > 0 or signal.nr_threads > 1:
-                return None
+            last = self._last_thread(found.signal)[0]
         except MemoryFault:
+            return alone
+        if last != task.address:  # it was used again
+            return alone
+        if signal.live > 0 or signal.nr_threads > 1:
             return None
         return signal.group_exit_code if signal.flags & SIGNAL_GROUP_EXIT else found.exit_code

@@ -132,6 +132,7 @@ def test_a_freed_task_tells_the_groups_exit_code_and_never_its_own(guest):
     address = guest.task(5)
     kernel = guest.kernel()
     (task,) = kernel.snapshot(0, "").tasks
+    task = task._replace(threads=2)
     signal = kernel.task(address).signal
     guest.set(address, "task_struct", flags=4, exit_code=5 << 8)
     guest.set(signal, "signal_struct", live=0, flags=SIGNAL_GROUP_EXIT, group_exit_code=6 << 8)
@@ -140,6 +141,7 @@ def test_a_freed_task_tells_the_groups_exit_code_and_never_its_own(guest):
     assert FreedTasks(kernel).revisit(task) is None, "the memory is another group's now"
     guest.set(address, "task_struct", signal=0x4141414141414141)
     assert FreedTasks(kernel).revisit(task) is None
+    assert FreedTasks(kernel).revisit(task._replace(threads=1)).exit_code == 5 << 8, "there was no other one"
 
 
 def test_arguments_are_read_across_pages_and_cut_at_a_gap(guest):
