@@ -13,6 +13,13 @@ NAMES = (
     *("CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE"),
 )
 
+_FEWEST = 38
+
+
+def is_all(mask: int) -> bool:
+    """Whether a bit mask has every capability of its kernel: there are 38 since 3.16, and more since."""
+    return mask.bit_length() >= _FEWEST and mask & (mask + 1) == 0
+
 
 def names(mask: int) -> list[str]:
     """The capabilities of a bit mask; those without a name here as ``CAP_41``."""

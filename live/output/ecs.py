@@ -95,7 +95,7 @@ def document(event: Event, system: System, *, host: str, mode: str) -> dict[str,
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-_MORE = ("inheritable", "bounding", "ambient")
+_MASKS = ("effective", "permitted", "inheritable", "bounding", "ambient")
 _NAMESPACES = ("pid", "mnt", "net", "uts", "ipc", "cgroup", "user")
 
 
@@ -173,7 +173,8 @@ def _capabilities(process: Process) -> dict[str, Any] | None:
 
 @functools.lru_cache(256)
 def _names(mask: int) -> list[str] | None:
-    return capabilities.names(mask) or None
+    """None for none, and for all: most processes have the one or the other, and the masks are there."""
+    return None if capabilities.is_all(mask) else capabilities.names(mask) or None
 
 
 def _security(process: Process) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def _security(process: Process) -> dict[str, Any]:
             "euid": found.ns_euid,
             "egid": found.ns_egid,
         },
-        "capabilities": {name: f"{getattr(more, name):#x}" for name in _MORE} if more is not None else None,
+        "capabilities": {name: f"{getattr(more, name):#x}" for name in _MASKS} if more is not None else None,
     }
 
 

@@ -160,7 +160,8 @@ def test_modes(boot: Boot) -> None:
         poll = choose(attached, "poll")
         assert (poll.mode, poll.source) == ("poll", None)
         with pytest.raises(
-            TargetError, match=r"cannot be watched in magic mode; it can in: plugin, gdbstub, poll\."
+            TargetError,
+            match=r"cannot be watched in magic mode; it can in: plugin, gdbstub, asid, diff, poll\.",
         ):
             choose(attached, "magic")
 
