@@ -7,7 +7,6 @@ import re
 import pytest
 
 from live.core.events import Security
-from live.linux.security import SecurityReader
 from live.linux.system import LinuxSystem
 from live.watch.session import Session
 from tests.guest.fixtures import Boot
@@ -31,10 +30,10 @@ def started(guest: Guest, what: str) -> tuple[int, dict[str, list[str]]]:
 def seen(guest: Guest, pid: int) -> Security:
     with Session(str(guest.monitor)) as session:
         assert isinstance(session.os, LinuxSystem)
-        kernel = session.os.kernel
         (task,) = [task for task in session.os.snapshot(0, "").tasks if task.identity.pid == pid]
-        cred = kernel.memory.u64(task.address + kernel.symbols.offset("task_struct", "real_cred"))
-        return SecurityReader(kernel).read(task.address, cred, kernel.task(task.address).signal)
+        security = session.os.describe(task).security
+        assert security is not None
+        return security
 
 
 def number(text: str) -> int | None:

@@ -212,7 +212,9 @@ class ProcessReader:
             namespaces=self._namespaces(at.nsproxy, pid_ns, user_ns),
             cgroup=cgroup,
             container_id=_container(cgroup),
-            security=self._security.read(task.address, at.cred, at.signal) if at.cred else None,
+            security=self._security.read(task.address, at.cred, at.signal, (uid, gid, euid, egid), user_ns)
+            if at.cred
+            else None,
         )
 
     def _command_line(self, task: Task, at: Strings) -> CommandLine:

@@ -14,7 +14,7 @@ ids in the namespace   user_namespace.uid_map, .gid_map    what getuid() gives: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from live.core.errors import MemoryFault, SymbolsMissing
@@ -31,7 +31,6 @@ _EXTENTS = 5  # UID_GID_MAP_MAX_BASE_EXTENTS
 _MAX_EXTENTS = 340  # UID_GID_MAP_MAX_EXTENTS
 _EXTENT_SIZE = 12  # struct uid_gid_extent: first, lower_first, count
 _CAPABILITIES = ("effective", "permitted", "inheritable", "bset", "ambient")
-_IDS = ("uid", "gid", "euid", "egid")
 
 Reader = Callable[[int], tuple[Any, ...]]
 
@@ -47,7 +46,6 @@ class SecurityReader:
         self._cred = self._reader(
             "cred", *(field(f"cap_{name}.val", f"cap_{name}.cap") for name in _CAPABILITIES)
         )
-        self._ids = self._reader("cred", *(field(f"{name}.val", name) for name in _IDS), field("user_ns"))
         self._tty = self._reader("signal_struct", field("tty"))
         self._of_tty = self._reader("tty_struct", field("driver"), field("index"))
         self._driver = self._reader("tty_driver", field("major"), field("minor_start"))
@@ -64,12 +62,18 @@ class SecurityReader:
         except SymbolsMissing:
             return None
 
-    def read(self, task: int, cred: int, signal: int) -> Security:
-        """Of the task, credentials and `signal_struct` at these guest-virtual addresses; 0: not there."""
+    def read(
+        self, task: int, cred: int, signal: int, ids: Sequence[int | None], namespace: int | None
+    ) -> Security:
+        """Of the task, credentials and `signal_struct` at these guest-virtual addresses; 0: not there.
+
+        ``ids``: the host's uid, gid, euid, egid; ``namespace``: address of the `user_namespace`: both of the
+        same credentials, read before.
+        """
         flags, mode = _values(self._task, task, 2)
         login, session = _values(self._audit, task, 2)
         capabilities = _values(self._cred, cred, len(_CAPABILITIES))
-        uid, gid, euid, egid, namespace = _values(self._ids, cred, 5)
+        uid, gid, euid, egid = ids
         return Security(
             capabilities=None if None in capabilities else Capabilities(*map(_mask, capabilities)),
             no_new_privs=None if flags is None else bool(flags & _NO_NEW_PRIVS),

@@ -18,15 +18,13 @@ from live.recording.live_memory import RecordingMemory
 from live.recording.writer import Writer
 from live.watch.stepper import Steps
 
-SNAPSHOTS = ("asid", "exec", "end")
-"""Moments at which the task list can be read as a whole, beside what is needed for the events."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshots:
     """When the whole task list is read, so that a recording shows it as it was at that moment.
 
-    ``at``: of `SNAPSHOTS`: at every asid change, exec, end of a process.  ``whole``: a frame, too.
+    ``at``: any of "asid", "exec", "end": at every asid change, exec, end of a process.  ``whole``: with a
+    frame.
     """
 
     at: frozenset[str] = frozenset()

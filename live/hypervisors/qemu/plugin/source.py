@@ -257,6 +257,8 @@ class PluginSource:
 
     def resume(self, trap: Trap, *, news: bool = True) -> None:
         """See `live.core.traps.TrapSource.resume`."""
+        if self._socket.fileno() < 0:
+            return  # closed: every vCPU was let go
         _U64.pack_into(self._view, protocol.HANDLED_AT, trap.sequence)
         sequence, fenced = self._held.get(trap.vcpu, (None, False))
         if sequence != trap.sequence:
